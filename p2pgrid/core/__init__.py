@@ -1,0 +1,1 @@
+"""Decisions. Facts in, actions out; no clock, no chance, no I/O."""

@@ -1,0 +1,1 @@
+"""What peers say to each other: typed messages, MessagePack frames, signatures. No I/O."""

@@ -1,0 +1,278 @@
+"""Every message of every protocol, as frozen structs; docs/protocols/ is the same in prose.
+
+On the wire each is a MessagePack map whose key `type` names the message. Unknown keys are ignored, so that a
+newer peer may add some. Limits are declared with the fields: what decodes is within them.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from p2pgrid.ids import ModelId, PeerId, SessionId, Span
+
+STAGE_PROTOCOL = "/p2pgrid/stage/1"
+ADVERT_PROTOCOL = "/p2pgrid/advert/1"
+BLOB_PROTOCOL = "/p2pgrid/blob/1"
+
+TOKENS_PER_STEP_MAX = 512
+ROUTE_HOPS_MAX = 256
+ADVERTS_PER_MESSAGE_MAX = 256
+BLOB_PIECE_BYTES_MAX = 1024 * 1024
+
+Hex32 = Annotated[SessionId, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+Hex64 = Annotated[ModelId, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Peer = Annotated[PeerId, Meta(pattern=r"^[1-9A-HJ-NP-Za-km-z]{40,64}\Z")]
+Address = Annotated[str, Meta(min_length=1, max_length=256)]
+Addresses = Annotated[tuple[Address, ...], Meta(max_length=16)]
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Layers = Annotated[int, Meta(ge=1, le=1024)]
+Text = Annotated[str, Meta(max_length=500)]
+Seconds = Annotated[float, Meta(ge=0, le=1e12)]
+
+
+class Contact(msgspec.Struct, frozen=True):
+    """A peer and where it can be dialled (multiaddrs, with or without `/p2p/…`)."""
+
+    peer: Peer
+    addresses: Addresses = ()
+
+
+class _Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
+    """Base of what travels: tagged by its class name in lower case."""
+
+
+# ── /p2pgrid/stage/1: the link itself ────────────────────────────────────────────────────────────────────
+
+
+class Hello(_Message):
+    """First frame of each side; the dialler's comes first."""
+
+    agent: Text
+    window_bytes: Count
+    """What the sender of this message lets the other have in flight."""
+
+
+class Ping(_Message):
+    """Heartbeat. Answered at once with the same nonce."""
+
+    nonce: Count
+
+
+class Pong(_Message):
+    nonce: Count
+
+
+class Credit(_Message):
+    """So many bytes of frames were consumed and may be sent again."""
+
+    nbytes: Count
+
+
+class Goodbye(_Message):
+    """The last frame of a link that ends on purpose."""
+
+    reason: Text
+
+
+# ── /p2pgrid/stage/1: sessions ───────────────────────────────────────────────────────────────────────────
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How the next token is drawn; see `core.sampling`. Temperature 0 is greedy."""
+
+    temperature: Annotated[float, Meta(ge=0, le=100)] = 0.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    top_k: Count = 0
+    """Draw among the k likeliest tokens; 0 = all."""
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+
+
+class Hop(msgspec.Struct, frozen=True):
+    """One stage of a route."""
+
+    peer: Peer
+    span: Span
+    addresses: Addresses = ()
+
+
+class Open(_Message):
+    """Client to each stage: hold a KV row for this session; `hop` is the receiver's place in `route`."""
+
+    session: Hex32
+    epoch: Count
+    model: Hex64
+    route: Annotated[tuple[Hop, ...], Meta(min_length=1, max_length=ROUTE_HOPS_MAX)]
+    hop: Count
+    sampling: Sampling = Sampling()
+    stop_tokens: Annotated[tuple[Count, ...], Meta(max_length=64)] = ()
+    """The last stage feeds none of these back to stage 0."""
+
+
+class Opened(_Message):
+    """Stage to client: the row is held and the link to the next stage stands."""
+
+    session: Hex32
+    epoch: Count
+    hop: Count
+
+
+class Step(_Message):
+    """Set the session's length to `position`, then append `tokens`.
+
+    To stage 0 `hidden` is empty; to any other stage it is float32, little-endian, `[len(tokens), hidden]`.
+    """
+
+    session: Hex32
+    epoch: Count
+    position: Count
+    tokens: Annotated[bytes, Meta(min_length=4, max_length=4 * TOKENS_PER_STEP_MAX)]
+    """int32, little-endian, `[n]`."""
+    hidden: bytes = b""
+    want: Literal["nothing", "token", "scores"] = "nothing"
+    """What the last stage answers: no word, the sampled next token, or a score for each position."""
+    targets: Annotated[bytes, Meta(max_length=4 * TOKENS_PER_STEP_MAX)] = b""
+    """With `want="scores"`: the token that follows each position, int32, little-endian, `[n]`."""
+    until: Count = 0
+    """The last stage may itself feed sampled tokens for positions below this one to stage 0."""
+
+
+class Token(_Message):
+    """Last stage to client: the token sampled for `position`."""
+
+    session: Hex32
+    epoch: Count
+    position: Count
+    token: Count
+
+
+class Scores(_Message):
+    """Last stage to client, for positions `[position, position + n)` of a teacher-forced text."""
+
+    session: Hex32
+    epoch: Count
+    position: Count
+    top1: Annotated[bytes, Meta(max_length=4 * TOKENS_PER_STEP_MAX)]
+    """int32, little-endian, `[n]`: the likeliest token after each position."""
+    next_logprobs: Annotated[bytes, Meta(max_length=4 * TOKENS_PER_STEP_MAX)]
+    """float32, little-endian, `[n]`: log-probability of the step's `targets`."""
+
+
+class OutOfSync(_Message):
+    """Stage to client: the step lacked what comes before it; the session's length here is `length`."""
+
+    session: Hex32
+    epoch: Count
+    hop: Count
+    length: Count
+
+
+class Busy(_Message):
+    """Stage to client: no room for this session now."""
+
+    session: Hex32
+    epoch: Count
+    hop: Count
+    retry_after_s: Seconds
+
+
+class Failed(_Message):
+    """Stage to client: this session ended here, and why."""
+
+    session: Hex32
+    epoch: Count
+    hop: Count
+    reason: Text
+
+
+class Close(_Message):
+    """Client to each stage: forget this session. Answered with silence."""
+
+    session: Hex32
+
+
+LinkControl = Hello | Ping | Pong | Credit | Goodbye
+ToStage = Open | Step | Close
+ToClient = Opened | Token | Scores | OutOfSync | Busy | Failed
+SessionMessage = ToStage | ToClient
+LinkMessage = LinkControl | SessionMessage
+
+
+# ── /p2pgrid/advert/1 ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Advert(msgspec.Struct, frozen=True):
+    """What a node says of itself. Signed as bytes (`SignedAdvert`), so that it can be passed on."""
+
+    peer: Peer
+    addresses: Addresses
+    model: Hex64
+    layers: Layers
+    """How many layers the whole model has."""
+    state: Literal["joining", "serving", "draining"]
+    span: Span | None
+    """None while joining and not yet decided."""
+    span_max: Layers
+    """How many layers this node has memory for."""
+    sequence: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    """Of two adverts of one peer and model the higher one holds."""
+    expires_at_s: Seconds
+    """Unix time."""
+    step_ms: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    """Measured time of a one-token step through this span."""
+    sessions_free: Count = 0
+    model_name: Text = ""
+    agent: Text = ""
+
+
+class SignedAdvert(msgspec.Struct, frozen=True):
+    advert: Annotated[bytes, Meta(max_length=16 * 1024)]
+    """A MessagePack `Advert`."""
+    public_key: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    """Ed25519; the peer id in the advert must be this key's."""
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+
+
+SignedAdverts = Annotated[tuple[SignedAdvert, ...], Meta(max_length=ADVERTS_PER_MESSAGE_MAX)]
+
+
+class Exchange(_Message):
+    """Ask for adverts, and bring one's own. `model` empty = of every model."""
+
+    model: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    mine: SignedAdverts = ()
+
+
+class Adverts(_Message):
+    """The answer: the peer's own adverts first, then those it knows."""
+
+    adverts: SignedAdverts
+
+
+AdvertMessage = Exchange | Adverts
+
+
+# ── /p2pgrid/blob/1 ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class BlobRequest(_Message):
+    """Ask for bytes `[offset, offset + nbytes)` of the blob whose SHA-256 is `digest`."""
+
+    digest: Digest
+    offset: Count
+    nbytes: Annotated[int, Meta(ge=1, le=BLOB_PIECE_BYTES_MAX)]
+
+
+class BlobPiece(_Message):
+    """`total_bytes` of the whole blob, and the bytes asked for (fewer at its end)."""
+
+    total_bytes: Count
+    data: Annotated[bytes, Meta(max_length=BLOB_PIECE_BYTES_MAX)]
+
+
+class BlobMissing(_Message):
+    """The peer does not hold this blob, or does not give it away."""
+
+
+BlobMessage = BlobRequest | BlobPiece | BlobMissing
