@@ -1,1 +1,1 @@
-"""Computing a stage: graphs for onnxruntime built from the checkpoint, KV slabs, the executor, the tokenizer."""
+"""Computing a stage: graphs built from the checkpoint, KV slabs, the executor, the tokenizer."""

@@ -46,7 +46,7 @@ class _Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
 # ── /p2pgrid/stage/1: the link itself ────────────────────────────────────────────────────────────────────
 
 
-class Hello(_Message):
+class Hello(_Message, frozen=True):
     """First frame of each side; the dialler's comes first."""
 
     agent: Text
@@ -54,23 +54,23 @@ class Hello(_Message):
     """What the sender of this message lets the other have in flight."""
 
 
-class Ping(_Message):
+class Ping(_Message, frozen=True):
     """Heartbeat. Answered at once with the same nonce."""
 
     nonce: Count
 
 
-class Pong(_Message):
+class Pong(_Message, frozen=True):
     nonce: Count
 
 
-class Credit(_Message):
+class Credit(_Message, frozen=True):
     """So many bytes of frames were consumed and may be sent again."""
 
     nbytes: Count
 
 
-class Goodbye(_Message):
+class Goodbye(_Message, frozen=True):
     """The last frame of a link that ends on purpose."""
 
     reason: Text
@@ -97,7 +97,7 @@ class Hop(msgspec.Struct, frozen=True):
     addresses: Addresses = ()
 
 
-class Open(_Message):
+class Open(_Message, frozen=True):
     """Client to each stage: hold a KV row for this session; `hop` is the receiver's place in `route`."""
 
     session: Hex32
@@ -110,7 +110,7 @@ class Open(_Message):
     """The last stage feeds none of these back to stage 0."""
 
 
-class Opened(_Message):
+class Opened(_Message, frozen=True):
     """Stage to client: the row is held and the link to the next stage stands."""
 
     session: Hex32
@@ -118,7 +118,7 @@ class Opened(_Message):
     hop: Count
 
 
-class Step(_Message):
+class Step(_Message, frozen=True):
     """Set the session's length to `position`, then append `tokens`.
 
     To stage 0 `hidden` is empty; to any other stage it is float32, little-endian, `[len(tokens), hidden]`.
@@ -138,7 +138,7 @@ class Step(_Message):
     """The last stage may itself feed sampled tokens for positions below this one to stage 0."""
 
 
-class Token(_Message):
+class Token(_Message, frozen=True):
     """Last stage to client: the token sampled for `position`."""
 
     session: Hex32
@@ -147,7 +147,7 @@ class Token(_Message):
     token: Count
 
 
-class Scores(_Message):
+class Scores(_Message, frozen=True):
     """Last stage to client, for positions `[position, position + n)` of a teacher-forced text."""
 
     session: Hex32
@@ -159,7 +159,7 @@ class Scores(_Message):
     """float32, little-endian, `[n]`: log-probability of the step's `targets`."""
 
 
-class OutOfSync(_Message):
+class OutOfSync(_Message, frozen=True):
     """Stage to client: the step lacked what comes before it; the session's length here is `length`."""
 
     session: Hex32
@@ -168,7 +168,7 @@ class OutOfSync(_Message):
     length: Count
 
 
-class Busy(_Message):
+class Busy(_Message, frozen=True):
     """Stage to client: no room for this session now."""
 
     session: Hex32
@@ -177,7 +177,7 @@ class Busy(_Message):
     retry_after_s: Seconds
 
 
-class Failed(_Message):
+class Failed(_Message, frozen=True):
     """Stage to client: this session ended here, and why."""
 
     session: Hex32
@@ -186,7 +186,7 @@ class Failed(_Message):
     reason: Text
 
 
-class Close(_Message):
+class Close(_Message, frozen=True):
     """Client to each stage: forget this session. Answered with silence."""
 
     session: Hex32
@@ -237,14 +237,14 @@ class SignedAdvert(msgspec.Struct, frozen=True):
 SignedAdverts = Annotated[tuple[SignedAdvert, ...], Meta(max_length=ADVERTS_PER_MESSAGE_MAX)]
 
 
-class Exchange(_Message):
+class Exchange(_Message, frozen=True):
     """Ask for adverts, and bring one's own. `model` empty = of every model."""
 
     model: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
     mine: SignedAdverts = ()
 
 
-class Adverts(_Message):
+class Adverts(_Message, frozen=True):
     """The answer: the peer's own adverts first, then those it knows."""
 
     adverts: SignedAdverts
@@ -256,7 +256,7 @@ AdvertMessage = Exchange | Adverts
 # ── /p2pgrid/blob/1 ──────────────────────────────────────────────────────────────────────────────────────
 
 
-class BlobRequest(_Message):
+class BlobRequest(_Message, frozen=True):
     """Ask for bytes `[offset, offset + nbytes)` of the blob whose SHA-256 is `digest`."""
 
     digest: Digest
@@ -264,14 +264,14 @@ class BlobRequest(_Message):
     nbytes: Annotated[int, Meta(ge=1, le=BLOB_PIECE_BYTES_MAX)]
 
 
-class BlobPiece(_Message):
+class BlobPiece(_Message, frozen=True):
     """`total_bytes` of the whole blob, and the bytes asked for (fewer at its end)."""
 
     total_bytes: Count
     data: Annotated[bytes, Meta(max_length=BLOB_PIECE_BYTES_MAX)]
 
 
-class BlobMissing(_Message):
+class BlobMissing(_Message, frozen=True):
     """The peer does not hold this blob, or does not give it away."""
 
 
