@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 def encode(message: msgspec.Struct) -> bytes:
     """One message as MessagePack, without the length."""
-    return msgpack.packb(msgspec.to_builtins(message, builtin_types=(bytes,)), use_bin_type=True)  # type: ignore[no-any-return]
+    return msgpack.packb(msgspec.to_builtins(message, builtin_types=(bytes,)), use_bin_type=True)
 
 
 def frame(message: msgspec.Struct) -> bytes:
@@ -49,7 +49,7 @@ def decode(payload: bytes | bytearray | memoryview, as_type: type[T] | Any) -> T
             max_map_len=min(limit, 64),
             max_ext_len=0,
         )
-        return msgspec.convert(plain, as_type)  # type: ignore[no-any-return]
+        return msgspec.convert(plain, as_type)
     except (
         ValueError,
         TypeError,
