@@ -1,0 +1,72 @@
+"""Which layers a joining node takes: the worst-covered first, at boundaries where routes can be joined."""
+
+from collections.abc import Mapping, Sequence
+
+from p2pgrid.core.swarm_view import replicas, runs
+from p2pgrid.ids import PeerId, Span
+from p2pgrid.wire.manifest import Manifest
+
+RUNTIME_BYTES = 150 * 1024 * 1024
+"""Python, the libraries and their buffers, measured on a node without layers."""
+WEIGHTS_OVERHEAD = 1.4
+"""Memory of a loaded layer per byte in the file: scales as float32, block corrections, prepacked copies."""
+
+
+def choose_span(layers: int, span_max: int, taken: Sequence[Span]) -> Span:
+    """The span that helps most, of at most `span_max` layers.
+
+    Takes the longest range of layers held by the fewest nodes, from its start. It ends where another span
+    starts or ends, if one does within reach, because stages can only be joined there.
+    """
+    counts = replicas(taken, layers)
+    worst = max(runs(counts, min(counts)), key=lambda run: (len(run), -run.start))
+    reach = min(worst.start + span_max, layers)
+    if reach >= worst.stop and min(counts) == 0:
+        return worst
+    edges = {edge for span in taken for edge in (span.start, span.stop)} | {layers}
+    within = [edge for edge in edges if worst.start < edge <= reach]
+    return Span(worst.start, max(within, default=reach))
+
+
+def plan_joins(layers: int, taken: Sequence[Span], joiners: Mapping[PeerId, int]) -> dict[PeerId, Span]:
+    """A span for each of `joiners` (peer → most layers it has memory for), so that no two take the same gap.
+
+    Every joiner that sees the same swarm computes the same plan: they go in order of peer id.
+    """
+    plan: dict[PeerId, Span] = {}
+    for peer in sorted(joiners):
+        plan[peer] = choose_span(layers, joiners[peer], [*taken, *plan.values()])
+    return plan
+
+
+def layer_bytes(manifest: Manifest) -> int:
+    """Bytes of one layer's weights in the file, of the largest layer."""
+    sizes: dict[str, int] = {}
+    for tensor in manifest.tensors:
+        if tensor.name.startswith("blk."):
+            layer = tensor.name.split(".")[1]
+            sizes[layer] = sizes.get(layer, 0) + tensor.nbytes
+    return max(sizes.values(), default=0)
+
+
+def kv_row_bytes(manifest: Manifest, span_layers: int, context_max: int) -> int:
+    """Bytes of one session's keys and values in float32 when its context is full."""
+    return 2 * 4 * manifest.kv_heads * manifest.head_dim * context_max * span_layers
+
+
+def layers_that_fit(manifest: Manifest, memory_bytes: int, context_max: int) -> int:
+    """How many layers fit into `memory_bytes` with one full session beside them; 0 when not even one does.
+
+    Embedding and head are counted once: which layers it will be is not known yet.
+    """
+    ends = sum(t.nbytes for t in manifest.tensors if not t.name.startswith("blk."))
+    room = memory_bytes - RUNTIME_BYTES - int(ends * WEIGHTS_OVERHEAD)
+    each = int(layer_bytes(manifest) * WEIGHTS_OVERHEAD) + kv_row_bytes(manifest, 1, context_max)
+    return max(0, min(room // each, manifest.layers))
+
+
+def rows_that_fit(manifest: Manifest, span: Span, memory_bytes: int, context_max: int, rows_max: int) -> int:
+    """How many full sessions fit beside the weights of `span`; at least 1, at most `rows_max`."""
+    weights = int(layer_bytes(manifest) * WEIGHTS_OVERHEAD) * len(span)
+    room = memory_bytes - RUNTIME_BYTES - weights
+    return max(1, min(rows_max, room // kv_row_bytes(manifest, len(span), context_max)))

@@ -1,0 +1,100 @@
+"""The stage's side of one session, as a machine: which steps to run, and where their results go."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from p2pgrid.errors import PeerMisbehaved
+from p2pgrid.ids import PeerId, Span
+from p2pgrid.wire.messages import Hop, Open
+
+
+@dataclass(frozen=True)
+class Run:
+    """Set the row's length to `position` and compute."""
+
+    position: int
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Tell the client that the step lacks what comes before it."""
+
+    length: int
+
+
+@dataclass(frozen=True)
+class Ignore:
+    """A step of an earlier epoch: its route is gone."""
+
+
+Decision = Run | Refuse | Ignore
+
+
+class StageSession:
+    """A session as one stage of its route sees it. Does no I/O and touches no tensor.
+
+    Steps are addressed by position: a step at or below the present length overwrites what is there, so a step
+    that comes twice does no harm; a step beyond it is refused, never guessed at.
+    """
+
+    def __init__(self, client: PeerId, opening: Open, context_max: int) -> None:
+        self.client = client
+        self.opening = opening
+        self.context_max = context_max
+        self.length = 0
+
+    @property
+    def id(self) -> str:
+        return self.opening.session
+
+    @property
+    def epoch(self) -> int:
+        return self.opening.epoch
+
+    @property
+    def hop(self) -> int:
+        return self.opening.hop
+
+    @property
+    def is_last(self) -> bool:
+        return self.hop == len(self.opening.route) - 1
+
+    @property
+    def next_hop(self) -> Hop:
+        """Where results go: the next stage, and from the last one back to the first."""
+        return self.opening.route[(self.hop + 1) % len(self.opening.route)]
+
+    def may_send(self, peer: PeerId) -> bool:
+        """Whether steps of this session may come from `peer`: the stage before, and for stage 0 the client."""
+        return peer == self.opening.route[self.hop - 1].peer or (self.hop == 0 and peer == self.client)
+
+    def on_step(self, epoch: int, position: int, count: int) -> Decision:
+        """What to do with a step of `count` positions. Raises PeerMisbehaved past the context's end."""
+        if epoch != self.epoch:
+            return Ignore()
+        if position + count > self.context_max:
+            raise PeerMisbehaved(
+                f"a step up to position {position + count}, and the context here holds {self.context_max}"
+            )
+        return Run(position) if position <= self.length else Refuse(self.length)
+
+    def computed(self, position: int, count: int) -> None:
+        """The row now ends behind this step."""
+        self.length = position + count
+
+    def feeds_on(self, position: int, token: int, until: int) -> bool:
+        """Whether the last stage feeds the token sampled for `position` to stage 0 without asking the client."""
+        return position < until and token not in self.opening.stop_tokens
+
+
+def check_route(opening: Open, own_peer: PeerId, own_span: Span, layers: int) -> None:
+    """Raises PeerMisbehaved unless the route covers `layers` and its hop names this peer and span."""
+    route: Sequence[Hop] = opening.route
+    if opening.hop >= len(route):
+        raise PeerMisbehaved(f"hop {opening.hop} of a route of {len(route)}")
+    here = route[opening.hop]
+    if here.peer != own_peer or here.span != own_span:
+        raise PeerMisbehaved(f"the route expects layers {here.span} on {here.peer}; here are layers {own_span}")
+    ends = [0, *(hop.span.stop for hop in route)]
+    if [hop.span.start for hop in route] != ends[:-1] or ends[-1] != layers:
+        raise PeerMisbehaved(f"a route that does not cover layers 0:{layers} one after another")

@@ -1,0 +1,101 @@
+"""What this node knows of the others: the newest advert of each, forgotten when it expires or falls silent."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from p2pgrid.ids import ModelId, PeerId, Span
+from p2pgrid.wire.messages import Advert, SignedAdvert
+
+ENTRIES_MAX = 20_000
+TTL_S_MAX = 600.0
+"""An advert that claims to hold for longer is not believed: its peer may be gone for most of that time."""
+
+Key = tuple[PeerId, ModelId]
+
+
+@dataclass(frozen=True)
+class Entry:
+    advert: Advert
+    signed: SignedAdvert
+
+
+class SwarmView:
+    """A table of adverts by peer and model. Pure: the caller checks signatures and brings the time."""
+
+    def __init__(self) -> None:
+        self._entries: dict[Key, Entry] = {}
+        self._silent: dict[Key, tuple[int, float]] = {}
+
+    def add(self, advert: Advert, signed: SignedAdvert, now_s: float) -> bool:
+        """Take in an advert; True when it is news.
+
+        Not taken: an expired one, one that claims to hold for too long, one older than what is known, and one
+        of a peer that has been silent since, unless it was signed later.
+        """
+        key = (advert.peer, advert.model)
+        if not now_s < advert.expires_at_s <= now_s + TTL_S_MAX:
+            return False
+        known = self._entries.get(key)
+        if known is not None and known.advert.sequence >= advert.sequence:
+            return False
+        if key in self._silent and self._silent[key][0] >= advert.sequence:
+            return False
+        if known is None and len(self._entries) >= ENTRIES_MAX:
+            return False
+        self._silent.pop(key, None)
+        self._entries[key] = Entry(advert, signed)
+        return True
+
+    def knows(self, signed: SignedAdvert, advert: Advert) -> bool:
+        """Whether exactly this advert is in the table already."""
+        known = self._entries.get((advert.peer, advert.model))
+        return known is not None and known.signed == signed
+
+    def forget(self, peer: PeerId) -> None:
+        """The peer does not answer: drop it until it signs something newer."""
+        for key in [key for key in self._entries if key[0] == peer]:
+            gone = self._entries.pop(key).advert
+            self._silent[key] = (gone.sequence, gone.expires_at_s)
+
+    def expire(self, now_s: float) -> None:
+        """Drop what no longer holds."""
+        self._entries = {k: e for k, e in self._entries.items() if e.advert.expires_at_s > now_s}
+        self._silent = {k: s for k, s in self._silent.items() if s[1] > now_s}
+
+    def adverts(self, model: ModelId | None = None, *states: str) -> list[Advert]:
+        """Adverts of `model` (all models without one) in one of `states` (any without), in order of peer id."""
+        found = (entry.advert for _, entry in sorted(self._entries.items()))
+        return [a for a in found if (model is None or a.model == model) and (not states or a.state in states)]
+
+    def signed(self, model: ModelId | None, limit: int) -> list[SignedAdvert]:
+        """At most `limit` adverts to pass on, those that hold longest first."""
+        entries = [e for key, e in self._entries.items() if model is None or key[1] == model]
+        entries.sort(key=lambda e: (-e.advert.expires_at_s, e.advert.peer))
+        return [e.signed for e in entries[:limit]]
+
+
+def replicas(spans: Iterable[Span], layers: int) -> list[int]:
+    """How many of `spans` hold each layer, `[layers]`."""
+    counts = [0] * layers
+    for span in spans:
+        for layer in range(span.start, min(span.stop, layers)):
+            counts[layer] += 1
+    return counts
+
+
+def runs(counts: Sequence[int], value: int) -> list[Span]:
+    """The maximal ranges of layers whose count is `value`."""
+    found: list[Span] = []
+    start: int | None = None
+    for layer, count in enumerate([*counts, -1]):
+        if count == value and start is None:
+            start = layer
+        elif count != value and start is not None:
+            found.append(Span(start, layer))
+            start = None
+    return found
+
+
+def missing_layers(spans: Iterable[Span], layers: int) -> list[Span]:
+    """The ranges of layers that nobody holds."""
+    return runs(replicas(spans, layers), 0)
