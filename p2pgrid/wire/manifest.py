@@ -7,10 +7,9 @@ import msgspec
 from msgspec import Meta
 
 from p2pgrid.ids import ModelId
-from p2pgrid.wire.messages import Digest
+from p2pgrid.wire.messages import Digest, Offset
 
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-Offset = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class TensorEntry(msgspec.Struct, frozen=True, array_like=True):

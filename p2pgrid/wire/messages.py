@@ -18,6 +18,7 @@ BLOB_PROTOCOL = "/p2pgrid/blob/1"
 TOKENS_PER_STEP_MAX = 512
 ROUTE_HOPS_MAX = 256
 ADVERTS_PER_MESSAGE_MAX = 256
+ADDRESSES_MAX = 16
 BLOB_PIECE_BYTES_MAX = 1024 * 1024
 
 Hex32 = Annotated[SessionId, Meta(pattern=r"^[0-9a-f]{32}\Z")]
@@ -25,8 +26,9 @@ Hex64 = Annotated[ModelId, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Peer = Annotated[PeerId, Meta(pattern=r"^[1-9A-HJ-NP-Za-km-z]{40,64}\Z")]
 Address = Annotated[str, Meta(min_length=1, max_length=256)]
-Addresses = Annotated[tuple[Address, ...], Meta(max_length=16)]
+Addresses = Annotated[tuple[Address, ...], Meta(max_length=ADDRESSES_MAX)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Offset = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Layers = Annotated[int, Meta(ge=1, le=1024)]
 Text = Annotated[str, Meta(max_length=500)]
 Seconds = Annotated[float, Meta(ge=0, le=1e12)]
@@ -260,14 +262,14 @@ class BlobRequest(_Message, frozen=True):
     """Ask for bytes `[offset, offset + nbytes)` of the blob whose SHA-256 is `digest`."""
 
     digest: Digest
-    offset: Count
+    offset: Offset
     nbytes: Annotated[int, Meta(ge=1, le=BLOB_PIECE_BYTES_MAX)]
 
 
 class BlobPiece(_Message, frozen=True):
     """`total_bytes` of the whole blob, and the bytes asked for (fewer at its end)."""
 
-    total_bytes: Count
+    total_bytes: Offset
     data: Annotated[bytes, Meta(max_length=BLOB_PIECE_BYTES_MAX)]
 
 
