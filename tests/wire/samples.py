@@ -1,0 +1,67 @@
+"""One fixed message of every kind; `golden_frames.txt` holds their bytes on the wire."""
+
+from pathlib import Path
+
+from p2pgrid.ids import ModelId, SessionId, Span
+from p2pgrid.wire import messages as m
+from p2pgrid.wire.signing import Identity
+
+IDENTITY = Identity(bytes(range(32)))
+SESSION = SessionId("0123456789abcdef" * 2)
+MODEL = ModelId("ab" * 32)
+ADDRESS = "/ip4/192.0.2.1/tcp/4001"
+
+ADVERT = m.Advert(
+    peer=IDENTITY.peer,
+    addresses=(ADDRESS,),
+    model=MODEL,
+    layers=30,
+    state="serving",
+    span=Span(0, 10),
+    span_max=20,
+    sequence=7,
+    expires_at_s=1.5e9,
+    step_ms=3.25,
+    sessions_free=8,
+    model_name="m",
+    agent="a",
+)
+SIGNED = IDENTITY.sign_advert(ADVERT)
+ROUTE = (m.Hop(IDENTITY.peer, Span(0, 10), (ADDRESS,)), m.Hop(IDENTITY.peer, Span(10, 30)))
+OPEN = m.Open(SESSION, 1, MODEL, ROUTE, 1, m.Sampling(0.5, 0.9, 40, 2**62), (2,))
+
+LINK_MESSAGES: tuple[m.LinkMessage, ...] = (
+    m.Hello("p2pgrid/1", 16 * 1024 * 1024),
+    m.Ping(7),
+    m.Pong(7),
+    m.Credit(2304),
+    m.Goodbye("done"),
+    OPEN,
+    m.Opened(SESSION, 1, 1),
+    m.Step(SESSION, 1, 5, b"\1\0\0\0\2\0\0\0", b"\0\0\x80?" * 2, "token", b"", 64),
+    m.Token(SESSION, 1, 6, 42),
+    m.Scores(SESSION, 1, 5, b"\1\0\0\0", b"\0\0\x80?"),
+    m.OutOfSync(SESSION, 1, 1, 3),
+    m.Busy(SESSION, 1, 1, 0.5),
+    m.Failed(SESSION, 1, 1, "x"),
+    m.Close(SESSION),
+)
+ADVERT_MESSAGES: tuple[m.AdvertMessage, ...] = (m.Exchange(MODEL, (SIGNED,)), m.Adverts((SIGNED,)))
+BLOB_MESSAGES: tuple[m.BlobMessage, ...] = (
+    m.BlobRequest("cd" * 32, 2**40, 1024 * 1024),
+    m.BlobPiece(3, b"abc"),
+    m.BlobMissing(),
+)
+PROTOCOLS = (
+    (m.LinkMessage, LINK_MESSAGES),
+    (m.AdvertMessage, ADVERT_MESSAGES),
+    (m.BlobMessage, BLOB_MESSAGES),
+)
+
+GOLDEN = Path(__file__).with_name("golden_frames.txt")
+
+
+def golden_frames() -> dict[str, bytes]:
+    """The recorded frame of each kind of message, by the kind's name on the wire."""
+    lines = GOLDEN.read_text().splitlines()
+    return {name: bytes.fromhex(frame) for name, frame in (line.split() for line in lines if line[0] != "#")}

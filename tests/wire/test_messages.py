@@ -1,0 +1,109 @@
+from typing import Any
+
+import msgpack
+import msgspec
+import pytest
+
+from p2pgrid.errors import PeerMisbehaved
+from p2pgrid.ids import Span
+from p2pgrid.wire.codec import decode, encode
+from p2pgrid.wire.messages import (
+    ADVERTS_PER_MESSAGE_MAX,
+    BLOB_PIECE_BYTES_MAX,
+    ROUTE_HOPS_MAX,
+    TOKENS_PER_STEP_MAX,
+)
+from tests.wire.samples import ADVERT_MESSAGES, BLOB_MESSAGES, OPEN, PROTOCOLS
+
+SAMPLES = {type(message).__name__: (protocol, message) for protocol, messages in PROTOCOLS for message in messages}
+HOP = msgpack.unpackb(encode(OPEN))["route"][0]
+SIGNED = msgpack.unpackb(encode(ADVERT_MESSAGES[1]))["adverts"][0]
+
+
+def with_field(kind: str, field: str, value: Any) -> Any:
+    """The sample message of this kind, one field of it replaced, decoded."""
+    protocol, message = SAMPLES[kind]
+    plain = msgpack.unpackb(encode(message))
+    assert field in plain, f"{kind} has no field {field}"
+    return decode(msgpack.packb(plain | {field: value}), protocol)
+
+
+# What is just allowed, and what is just not.
+LIMITS: list[tuple[str, str, Any, Any]] = [
+    ("Hello", "agent", "é" * 500, "é" * 501),
+    ("Hello", "window_bytes", 2**31 - 1, 2**31),
+    ("Ping", "nonce", 0, -1),
+    ("Credit", "nbytes", 2**31 - 1, 2**31),
+    ("Open", "session", "f" * 32, "F" * 32),
+    ("Open", "session", "0" * 32, "0" * 32 + "\n"),
+    ("Open", "model", "0" * 64, "0" * 63),
+    ("Open", "route", [HOP] * ROUTE_HOPS_MAX, [HOP] * (ROUTE_HOPS_MAX + 1)),
+    ("Open", "route", [HOP], []),
+    ("Open", "route", [HOP | {"span": [0, 1024]}], [HOP | {"span": [0, 1025]}]),
+    ("Open", "route", [HOP | {"span": [3, 4]}], [HOP | {"span": [4, 4]}]),
+    ("Open", "route", [HOP | {"addresses": ["/"] * 16}], [HOP | {"addresses": ["/"] * 17}]),
+    ("Open", "route", [HOP | {"addresses": ["/" * 256]}], [HOP | {"addresses": [""]}]),
+    ("Open", "route", [HOP | {"peer": "1" * 40}], [HOP | {"peer": "0" * 40}]),
+    ("Open", "sampling", {"temperature": 100}, {"temperature": float("nan")}),
+    ("Open", "sampling", {"top_p": 1}, {"top_p": 0}),
+    ("Open", "sampling", {"seed": 2**63 - 1}, {"seed": 2**63}),
+    ("Open", "stop_tokens", [1] * 64, [1] * 65),
+    ("Step", "tokens", bytes(4 * TOKENS_PER_STEP_MAX), bytes(4 * TOKENS_PER_STEP_MAX + 1)),
+    ("Step", "tokens", bytes(4), bytes(3)),
+    ("Step", "targets", bytes(4 * TOKENS_PER_STEP_MAX), bytes(4 * TOKENS_PER_STEP_MAX + 1)),
+    ("Step", "want", "scores", "everything"),
+    ("Token", "token", 2**31 - 1, 2**31),
+    ("Scores", "top1", bytes(4 * TOKENS_PER_STEP_MAX), bytes(4 * TOKENS_PER_STEP_MAX + 1)),
+    ("Busy", "retry_after_s", 0, float("inf")),
+    ("Failed", "reason", "x" * 500, "x" * 501),
+    ("Exchange", "model", "", "0" * 63),
+    ("Adverts", "adverts", [SIGNED] * ADVERTS_PER_MESSAGE_MAX, [SIGNED] * (ADVERTS_PER_MESSAGE_MAX + 1)),
+    ("Adverts", "adverts", [SIGNED | {"advert": bytes(2**14)}], [SIGNED | {"advert": bytes(2**14 + 1)}]),
+    ("Adverts", "adverts", [SIGNED | {"signature": bytes(64)}], [SIGNED | {"signature": bytes(63)}]),
+    ("BlobRequest", "offset", 2**63 - 1, 2**63),
+    ("BlobRequest", "nbytes", BLOB_PIECE_BYTES_MAX, BLOB_PIECE_BYTES_MAX + 1),
+    ("BlobRequest", "nbytes", 1, 0),
+    ("BlobPiece", "data", bytes(BLOB_PIECE_BYTES_MAX), bytes(BLOB_PIECE_BYTES_MAX + 1)),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "allowed", "refused"), LIMITS, ids=[f"{kind}.{field}" for kind, field, *_ in LIMITS]
+)
+def test_a_limit_holds_at_its_edge(kind: str, field: str, allowed: Any, refused: Any) -> None:
+    with_field(kind, field, allowed)
+    with pytest.raises(PeerMisbehaved):
+        with_field(kind, field, refused)
+
+
+@pytest.mark.parametrize("kind", sorted(SAMPLES))
+def test_a_message_without_one_of_its_required_fields_is_refused(kind: str) -> None:
+    protocol, message = SAMPLES[kind]
+    plain = msgpack.unpackb(encode(message))
+    required = [field.name for field in msgspec.structs.fields(message) if field.required]
+    for missing in ["type", *required]:
+        with pytest.raises(PeerMisbehaved):
+            decode(msgpack.packb({key: value for key, value in plain.items() if key != missing}), protocol)
+
+
+def test_a_message_of_one_protocol_is_refused_by_another() -> None:
+    for index, (protocol, _) in enumerate(PROTOCOLS):
+        for other, (_, messages) in enumerate(PROTOCOLS):
+            for message in messages if other != index else ():
+                with pytest.raises(PeerMisbehaved):
+                    decode(encode(message), protocol)
+
+
+def test_a_span_is_two_numbers_on_the_wire() -> None:
+    assert HOP["span"] == [0, 10]
+
+
+def test_a_span_says_which_layers_it_has() -> None:
+    span = Span(3, 5)
+    assert [layer for layer in range(8) if layer in span] == [3, 4]
+    assert (len(span), str(span)) == (2, "3:5")
+
+
+def test_a_blob_may_be_larger_than_two_gib() -> None:
+    assert with_field("BlobPiece", "total_bytes", 70 * 2**30).total_bytes == 70 * 2**30
+    assert BLOB_MESSAGES[0].offset > 2**32
