@@ -5,6 +5,8 @@ the library, and travel no further. Every message says what happened, where, and
 one line that can be shown to a user as it stands.
 """
 
+from p2pgrid.ids import PeerId
+
 
 class P2pgridError(Exception):
     """Base of all errors that p2pgrid raises on purpose."""
@@ -14,19 +16,27 @@ class BadInput(P2pgridError):
     """The request itself is wrong: change it and ask again. The command line exits with 2."""
 
 
-class PeerUnavailable(P2pgridError):
+class PeerError(P2pgridError):
+    """Something is wrong with a peer; `peer` says which one, where that is known."""
+
+    def __init__(self, message: str, peer: PeerId | None = None) -> None:
+        super().__init__(message)
+        self.peer = peer
+
+
+class PeerUnavailable(PeerError):
     """A peer is gone, unreachable or silent: take another one."""
 
 
-class PeerMisbehaved(P2pgridError):
+class PeerMisbehaved(PeerError):
     """A peer sent something that no correct peer sends: cut it off and take another one."""
 
 
-class Overloaded(P2pgridError):
-    """No room just now: try again after `retry_after_s` seconds."""
+class Overloaded(PeerError):
+    """No room just now: try again after `retry_after_s` seconds, or elsewhere."""
 
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, retry_after_s: float, peer: PeerId | None = None) -> None:
+        super().__init__(message, peer)
         self.retry_after_s = retry_after_s
 
 

@@ -39,6 +39,20 @@ def plan_joins(layers: int, taken: Sequence[Span], joiners: Mapping[PeerId, int]
     return plan
 
 
+def settle(
+    layers: int, span_max: int, own: PeerId, current: Span, serving: Sequence[Span], claims: Mapping[PeerId, Span]
+) -> Span:
+    """The span to hold after all, now that others' `claims` (peer → span, still joining) are known.
+
+    Two nodes may have chosen the same layers before they heard of each other. The one with the higher peer id
+    yields, if other layers need it more; everybody else keeps what it has.
+    """
+    ahead = replicas([*serving, *(span for peer, span in claims.items() if peer < own)], layers)
+    if max(ahead[current.start : current.stop]) == min(ahead):
+        return current
+    return choose_span(layers, span_max, [*serving, *claims.values()])
+
+
 def layer_bytes(manifest: Manifest) -> int:
     """Bytes of one layer's weights in the file, of the largest layer."""
     sizes: dict[str, int] = {}

@@ -1,0 +1,129 @@
+"""Running a request to its end: the same loop over a pipeline of peers and over one process."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import trio
+
+from p2pgrid.core.generation import Emit, Finish, Generation, SendStep, chunks
+from p2pgrid.core.text import TextStream
+from p2pgrid.errors import BadInput, PeerMisbehaved
+from p2pgrid.wire.messages import Hop, Scores, Token
+
+
+class Session(Protocol):
+    """Where steps go in and answers come out: `PipelineSession` or `LocalSession`."""
+
+    @property
+    def route(self) -> tuple[Hop, ...]: ...
+
+    async def send(self, step: SendStep) -> None: ...
+
+    async def receive(self) -> Token | Scores: ...
+
+
+@dataclass
+class Answer:
+    """A finished generation. Times in seconds of the run loop's clock, from the first step sent."""
+
+    prompt_tokens: int
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str = ""
+    token_times_s: list[float] = field(default_factory=list)
+    route: tuple[Hop, ...] = ()
+
+    @property
+    def ttft_s(self) -> float:
+        """Time to the first token."""
+        return self.token_times_s[0] if self.token_times_s else 0.0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """`(n - 1) / (t_last - t_first)`; 0 for fewer than two tokens."""
+        if len(self.token_times_s) < 2:
+            return 0.0
+        return (len(self.token_times_s) - 1) / max(self.token_times_s[-1] - self.token_times_s[0], 1e-9)
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """Teacher-forced scores of a text of `n` tokens."""
+
+    token_ids: list[int]
+    next_logprobs: list[float]
+    """`[n - 1]`: log-probability of each token after the first."""
+    top1: list[int]
+    """`[n]`: the likeliest token after each position."""
+
+    @property
+    def mean_nll(self) -> float:
+        return -float(np.mean(self.next_logprobs))
+
+
+async def generate(
+    session: Session,
+    generation: Generation,
+    *,
+    text: TextStream,
+    bytes_of: Callable[[int], bytes],
+    show: Callable[[str], None],
+) -> Answer:
+    """Run `generation` over `session`; `show` gets each piece of text as soon as it is certain.
+
+    Raises what the session raises; what was shown until then stays shown.
+    """
+    started_s = trio.current_time()
+    answer = Answer(len(generation.prompt), route=session.route)
+
+    def out(piece: str) -> None:
+        if piece:
+            answer.text += piece
+            show(piece)
+
+    pending = list(generation.start())
+    while True:
+        for action in pending:
+            match action:
+                case SendStep():
+                    await session.send(action)
+                case Emit(token=token):
+                    answer.token_ids.append(token)
+                    answer.token_times_s.append(trio.current_time() - started_s)
+                    out(text.push(bytes_of(token)))
+                case Finish(reason=reason):
+                    out(text.finish())
+                    answer.finish_reason = reason
+                    return answer
+        if text.stopped:
+            pending = generation.stop()
+            continue
+        token_message = await session.receive()
+        if not isinstance(token_message, Token):
+            raise PeerMisbehaved("the pipeline sent scores where a token was asked for")
+        pending = generation.on_token(token_message.position, token_message.token)
+
+
+async def score(session: Session, token_ids: Sequence[int], *, context_max: int, chunk: int) -> ScoredText:
+    """Log-probability of each next token of `token_ids`, and the likeliest one, position by position."""
+    n = len(token_ids)
+    if n < 2:
+        raise BadInput(f"a text of {n} tokens has no next token to score: give a longer one")
+    if n > context_max:
+        raise BadInput(f"the text has {n} tokens, and the context holds {context_max}: give a shorter one")
+    next_ids = [*token_ids[1:], 0]  # the last position has no next token; its score is dropped
+    cuts = chunks(n, chunk)
+    next_logprobs: list[float] = []
+    top1: list[int] = []
+
+    for a, b in cuts:
+        await session.send(SendStep(a, tuple(token_ids[a:b]), "scores", targets=tuple(next_ids[a:b])))
+    for a, b in cuts:
+        scores = await session.receive()
+        if not isinstance(scores, Scores) or scores.position != a or len(scores.top1) != 4 * (b - a):
+            raise PeerMisbehaved("the pipeline did not score what it was asked to")
+        top1 += np.frombuffer(scores.top1, "<i4").tolist()
+        next_logprobs += np.frombuffer(scores.next_logprobs, "<f4").tolist()
+    return ScoredText(list(token_ids), next_logprobs[: n - 1], top1)

@@ -1,0 +1,104 @@
+"""A client's request over the swarm: find the model's description, find a route, open it, try another one."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+
+from p2pgrid.core.routing import explain_no_route, find_route
+from p2pgrid.errors import NoRoute, Overloaded, PeerError, PeerUnavailable
+from p2pgrid.ids import ModelId, PeerId
+from p2pgrid.node.peer import Peer
+from p2pgrid.services.blobs import fetch_blob
+from p2pgrid.services.pipeline import PipelineSession
+from p2pgrid.wire.manifest import Manifest, TokenizerData, manifest_from_bytes
+from p2pgrid.wire.messages import Contact, Hop, Sampling
+
+log = structlog.get_logger()
+
+ROUTES_TRIED_MAX = 3
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a client knows of a model: enough to speak it, no weights."""
+
+    id: ModelId
+    manifest: Manifest
+    tokenizer: TokenizerData
+
+
+async def fetch_description(peer: Peer, model: ModelId) -> ModelDescription:
+    """The manifest and tokenizer of `model` from peers that serve it, checked against their digests.
+
+    Raises NoRoute when nobody serves the model, PeerUnavailable when nobody gives them.
+    """
+
+    def contacts() -> list[Contact]:
+        return [Contact(a.peer, a.addresses) for a in peer.view.adverts(model)]
+
+    if not await peer.discovery.wait_until(model, lambda: bool(contacts()), peer.settings.find_route_s_max):
+        raise NoRoute(f"no node of the swarm serves model {model[:12]}: start one with `p2pgrid node`")
+    try:
+        manifest = manifest_from_bytes(await fetch_blob(peer.transport, contacts(), model))
+        blob = await fetch_blob(peer.transport, contacts(), manifest.tokenizer)
+        tokenizer = msgspec.json.decode(blob, type=TokenizerData)
+    except msgspec.MsgspecError as error:
+        raise PeerUnavailable(
+            f"model {model[:12]} is described in a way this version does not know: {error}"
+        ) from error
+    return ModelDescription(model, manifest, tokenizer)
+
+
+async def wait_for_route(peer: Peer, model: ModelId, layers: int, avoid: Sequence[PeerId] = ()) -> tuple[Hop, ...]:
+    """The best route just now, waiting for one as long as the settings allow. Raises NoRoute."""
+
+    def look() -> tuple[Hop, ...] | None:
+        try:
+            return find_route(peer.view.adverts(model), layers, avoid)
+        except NoRoute:
+            return None
+
+    await peer.discovery.wait_until(model, lambda: look() is not None, peer.settings.find_route_s_max)
+    route = look()
+    if route is None:
+        serving = peer.view.adverts(model, "serving")
+        raise NoRoute(explain_no_route([a for a in serving if a.peer not in avoid], layers))
+    return route
+
+
+@asynccontextmanager
+async def open_session(
+    peer: Peer, model: ModelId, layers: int, sampling: Sampling, stop_tokens: Sequence[int] = ()
+) -> AsyncIterator[PipelineSession]:
+    """A session on the best route; another route is tried when a peer of the first cannot open it.
+
+    Raises NoRoute, or what the last route said.
+    """
+    avoid: list[PeerId] = []
+    async with AsyncExitStack() as stack:
+        for attempt in range(1, ROUTES_TRIED_MAX + 1):
+            route = await wait_for_route(peer, model, layers, avoid)
+            opening = peer.pipeline.open(model, route, sampling, stop_tokens)
+            try:
+                session = await stack.enter_async_context(opening)
+                break
+            except (PeerUnavailable, Overloaded) as error:
+                if attempt == ROUTES_TRIED_MAX or not _another_route(peer, model, layers, avoid, error):
+                    raise
+                log.info("trying another route", error=str(error))
+        yield session
+
+
+def _another_route(peer: Peer, model: ModelId, layers: int, avoid: list[PeerId], error: PeerError) -> bool:
+    """Whether there is a route without the peer that `error` names; it goes onto `avoid`."""
+    if error.peer is None:
+        return False
+    avoid.append(error.peer)
+    try:
+        find_route(peer.view.adverts(model), layers, avoid)
+    except NoRoute:
+        return False
+    return True

@@ -1,0 +1,84 @@
+"""What every participant is made of, node or client: links, a view of the swarm, discovery, a pipeline."""
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from p2pgrid.core.swarm_view import SwarmView
+from p2pgrid.errors import PeerMisbehaved
+from p2pgrid.ids import PeerId, SessionId
+from p2pgrid.net.links import Delivery, Links
+from p2pgrid.net.transport import Transport
+from p2pgrid.services.discovery import Discovery
+from p2pgrid.services.pipeline import Pipeline
+from p2pgrid.services.worker import Worker
+from p2pgrid.settings import DiscoverySettings, LinkSettings, PipelineSettings
+from p2pgrid.wire.messages import Close, Open, Step
+from p2pgrid.wire.signing import Identity
+
+
+@dataclass
+class Peer:
+    """One participant. `worker` is None for whoever serves no stage (yet)."""
+
+    transport: Transport
+    links: Links
+    discovery: Discovery
+    pipeline: Pipeline
+    settings: PipelineSettings
+    worker: Worker | None = None
+
+    @property
+    def view(self) -> SwarmView:
+        return self.discovery.view
+
+    async def on_message(self, delivery: Delivery) -> None:
+        """Steps of other people's sessions go to the stage, answers to our own to the pipeline."""
+        if not isinstance(delivery.message, Open | Step | Close):
+            await self.pipeline.on_message(delivery)
+        elif self.worker is not None:
+            await self.worker.on_message(delivery)
+        else:
+            raise PeerMisbehaved("a request for a stage, and none is served here", delivery.peer)
+
+    def on_lost(self, peer: PeerId, reason: str) -> None:
+        self.pipeline.on_lost(peer, reason)
+        if self.worker is not None:
+            self.worker.on_lost(peer, reason)
+        self.view.forget(peer)
+
+
+@asynccontextmanager
+async def open_peer(
+    transport: Transport,
+    identity: Identity,
+    *,
+    wall: Callable[[], float],
+    rng: random.Random,
+    link_settings: LinkSettings = LinkSettings(),  # noqa: B008 - frozen
+    discovery_settings: DiscoverySettings = DiscoverySettings(),  # noqa: B008 - frozen
+    pipeline_settings: PipelineSettings = PipelineSettings(),  # noqa: B008 - frozen
+) -> AsyncIterator[Peer]:
+    """A participant on `transport`, its services running until the context ends.
+
+    `wall` gives Unix seconds; `rng` decides all that is left to chance.
+    """
+
+    async def on_message(delivery: Delivery) -> None:
+        await peer.on_message(delivery)
+
+    def on_lost(lost: PeerId, reason: str) -> None:
+        peer.on_lost(lost, reason)
+
+    links = Links(transport, link_settings, on_message=on_message, on_lost=on_lost)
+    discovery = Discovery(transport, SwarmView(), discovery_settings, identity=identity, wall=wall, rng=rng)
+    pipeline = Pipeline(links, pipeline_settings, lambda: SessionId(f"{rng.getrandbits(128):032x}"))
+    peer = Peer(transport, links, discovery, pipeline, pipeline_settings)
+    async with trio.open_nursery() as tasks:
+        await tasks.start(links.run)
+        await tasks.start(discovery.run)
+        yield peer
+        tasks.cancel_scope.cancel()
