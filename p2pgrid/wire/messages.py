@@ -18,6 +18,7 @@ BLOB_PROTOCOL = "/p2pgrid/blob/1"
 TOKENS_PER_STEP_MAX = 512
 ROUTE_HOPS_MAX = 256
 ADVERTS_PER_MESSAGE_MAX = 256
+ADVERT_BYTES_MAX = 6 * 1024
 ADDRESSES_MAX = 16
 BLOB_PIECE_BYTES_MAX = 1024 * 1024
 
@@ -229,7 +230,7 @@ class Advert(msgspec.Struct, frozen=True):
 
 
 class SignedAdvert(msgspec.Struct, frozen=True):
-    advert: Annotated[bytes, Meta(max_length=16 * 1024)]
+    advert: Annotated[bytes, Meta(max_length=ADVERT_BYTES_MAX)]
     """A MessagePack `Advert`."""
     public_key: Annotated[bytes, Meta(min_length=32, max_length=32)]
     """Ed25519; the peer id in the advert must be this key's."""

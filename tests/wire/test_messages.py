@@ -6,12 +6,16 @@ import pytest
 
 from p2pgrid.errors import PeerMisbehaved
 from p2pgrid.ids import Span
-from p2pgrid.wire.codec import decode, encode
+from p2pgrid.net.exchange import EXCHANGE_BYTES_MAX
+from p2pgrid.wire.codec import decode, encode, frame
 from p2pgrid.wire.messages import (
+    ADVERT_BYTES_MAX,
     ADVERTS_PER_MESSAGE_MAX,
     BLOB_PIECE_BYTES_MAX,
     ROUTE_HOPS_MAX,
     TOKENS_PER_STEP_MAX,
+    Adverts,
+    SignedAdvert,
 )
 from tests.wire.samples import ADVERT_MESSAGES, BLOB_MESSAGES, OPEN, PROTOCOLS
 
@@ -58,7 +62,12 @@ LIMITS: list[tuple[str, str, Any, Any]] = [
     ("Failed", "reason", "x" * 500, "x" * 501),
     ("Exchange", "model", "", "0" * 63),
     ("Adverts", "adverts", [SIGNED] * ADVERTS_PER_MESSAGE_MAX, [SIGNED] * (ADVERTS_PER_MESSAGE_MAX + 1)),
-    ("Adverts", "adverts", [SIGNED | {"advert": bytes(2**14)}], [SIGNED | {"advert": bytes(2**14 + 1)}]),
+    (
+        "Adverts",
+        "adverts",
+        [SIGNED | {"advert": bytes(ADVERT_BYTES_MAX)}],
+        [SIGNED | {"advert": bytes(ADVERT_BYTES_MAX + 1)}],
+    ),
     ("Adverts", "adverts", [SIGNED | {"signature": bytes(64)}], [SIGNED | {"signature": bytes(63)}]),
     ("BlobRequest", "offset", 2**63 - 1, 2**63),
     ("BlobRequest", "nbytes", BLOB_PIECE_BYTES_MAX, BLOB_PIECE_BYTES_MAX + 1),
@@ -92,6 +101,11 @@ def test_a_message_of_one_protocol_is_refused_by_another() -> None:
             for message in messages if other != index else ():
                 with pytest.raises(PeerMisbehaved):
                     decode(encode(message), protocol)
+
+
+def test_an_answer_full_of_the_largest_adverts_fits_into_one_exchange() -> None:
+    largest = SignedAdvert(bytes(ADVERT_BYTES_MAX), bytes(32), bytes(64))
+    assert len(frame(Adverts((largest,) * ADVERTS_PER_MESSAGE_MAX))) <= EXCHANGE_BYTES_MAX
 
 
 def test_a_span_is_two_numbers_on_the_wire() -> None:
