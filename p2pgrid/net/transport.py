@@ -6,6 +6,8 @@ from typing import Protocol
 from p2pgrid.ids import PeerId
 from p2pgrid.wire.messages import Contact
 
+DHT_KEY_BYTES_MAX = 50
+
 
 class ByteStream(Protocol):
     """An ordered, encrypted byte stream to one authenticated peer. Whoever opened it closes it.
