@@ -1,0 +1,39 @@
+"""The one place where computation meets threads, and its stand-in for simulations."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import trio
+
+T = TypeVar("T")
+
+
+class LaneExecutor:
+    """One lane: work runs in a worker thread, one piece at a time, first come first served."""
+
+    def __init__(self) -> None:
+        self._lane = trio.CapacityLimiter(1)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """See `engine.stage.Executor`.
+
+        Cancelled while it waits for the lane, the work never starts. Cancelled later, it keeps the lane and the
+        caller until it has really stopped: a runtime cannot be interrupted, and its memory is still in use.
+        """
+        return await trio.to_thread.run_sync(work, limiter=self._lane)
+
+
+class InlineExecutor:
+    """The same lane without threads: work takes `cost_s` of the run's clock, virtual or real, and then runs."""
+
+    def __init__(self, cost_s: float | Callable[[], float] = 0.0) -> None:
+        self._cost_s = cost_s
+        self._lane = trio.StrictFIFOLock()
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """See `engine.stage.Executor`; cancellation is as in `LaneExecutor`."""
+        async with self._lane:
+            cost_s = self._cost_s() if callable(self._cost_s) else self._cost_s
+            with trio.CancelScope(shield=True):
+                await trio.sleep(cost_s)
+            return work()

@@ -1,0 +1,67 @@
+"""KV slabs: the memory of a stage's sessions, taken page by page as positions are filled, given back by row."""
+
+import contextlib
+import math
+import mmap
+
+import numpy as np
+
+from p2pgrid.errors import LocalFault
+from p2pgrid.wire.tensors import Floats
+
+_VALUE_BYTES = 4
+
+
+def whole_pages(context_max: int, kv_heads: int, head_dim: int) -> int:
+    """The smallest number of positions, `context_max` or more, with which a row is a whole number of pages."""
+    position_bytes = kv_heads * head_dim * _VALUE_BYTES
+    unit = mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, position_bytes)
+    return -(-context_max // unit) * unit
+
+
+class KvSlabs:
+    """For each layer of a span two tensors, keys and values: `[rows, kv_heads, context_max, head_dim]` float32.
+
+    Each lies in an anonymous private map of its own. `context_max` must come from `whole_pages`.
+    """
+
+    def __init__(self, layers: int, rows: int, kv_heads: int, context_max: int, head_dim: int) -> None:
+        """Raises LocalFault when the machine has not that much address space."""
+        self.rows = rows
+        self._row_bytes = kv_heads * context_max * head_dim * _VALUE_BYTES
+        if self._row_bytes % mmap.PAGESIZE:
+            raise ValueError(f"a KV row of {self._row_bytes} bytes is no whole number of pages")
+        self.row_shape = (1, kv_heads, context_max, head_dim)
+        self._maps: list[mmap.mmap] = []
+        self._arrays: list[Floats] = []
+        for _ in range(2 * layers):
+            try:
+                slab = mmap.mmap(-1, rows * self._row_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            except OSError as error:
+                raise LocalFault(
+                    f"no memory for the KV rows of {rows} sessions of {context_max} positions; "
+                    "lower the number of sessions or the context"
+                ) from error
+            # A huge page for each head's first few positions would cost more than the positions themselves.
+            # Kernels without huge pages refuse the advice, and need none.
+            with contextlib.suppress(OSError):
+                slab.madvise(mmap.MADV_NOHUGEPAGE)
+            self._maps.append(slab)
+            self._arrays.append(np.frombuffer(slab, np.float32).reshape(rows, kv_heads, context_max, head_dim))
+
+    def layer(self, layer: int, row: int) -> tuple[Floats, Floats]:
+        """Keys and values of one row, `[1, kv_heads, context_max, head_dim]`; `layer` counts from the span's start."""
+        keys, values = self._arrays[2 * layer : 2 * layer + 2]
+        return keys[row : row + 1], values[row : row + 1]
+
+    def release(self, row: int) -> None:
+        """Give the row's pages back to the machine; it reads as zeros then."""
+        for slab in self._maps:
+            slab.madvise(mmap.MADV_DONTNEED, row * self._row_bytes, self._row_bytes)
+
+    def close(self) -> None:
+        """Give everything back; nothing that `layer` returned may be used any more. Idempotent."""
+        for row in range(self.rows if self._maps else 0):
+            self.release(row)
+        self._arrays.clear()
+        self._maps.clear()

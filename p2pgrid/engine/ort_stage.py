@@ -1,0 +1,176 @@
+"""A stage that onnxruntime computes. The only module that imports it."""
+
+import ctypes
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+from p2pgrid.checkpoints.gguf_import import Advance
+from p2pgrid.checkpoints.weights import SpanWeights
+from p2pgrid.engine.graph import build_graph
+from p2pgrid.engine.kv import KvSlabs, whole_pages
+from p2pgrid.errors import LocalFault
+from p2pgrid.ids import Span
+from p2pgrid.settings import StageSettings
+from p2pgrid.wire.manifest import Manifest
+from p2pgrid.wire.tensors import Floats, Ints
+
+THREADS_MAX = 8
+
+_FAILURES = (
+    native.EPFail,
+    native.EngineError,
+    native.Fail,
+    native.InvalidArgument,
+    native.InvalidGraph,
+    native.InvalidProtobuf,
+    native.NotImplemented,
+    native.RuntimeException,
+    RuntimeError,
+    MemoryError,
+)
+
+
+def open_stage(
+    path: Path,
+    manifest: Manifest,
+    span: Span,
+    settings: StageSettings,
+    advance: Advance | None = None,
+) -> "OrtStage":
+    """Read the span's weights from the checkpoint and make them ready to run; about a second for 70 MB.
+
+    `advance(done, total)` is told the bytes read; what it raises stops the work.
+    Raises LocalFault when the file is damaged, the model is not supported, or memory is short.
+    """
+    if span.stop > manifest.layers:
+        raise LocalFault(f"the model has {manifest.layers} layers, so there is no span {span}")
+    context_max = min(settings.context_max, manifest.context)
+    slab_positions = whole_pages(context_max, manifest.kv_heads, manifest.head_dim)
+    try:
+        with tempfile.TemporaryDirectory(prefix="p2pgrid-stage-") as folder:
+            graph = build_graph(SpanWeights(path, manifest, span, advance), slab_positions, Path(folder))
+            session = _session(graph, _threads(settings.threads))
+        slabs = KvSlabs(len(span), settings.sessions_max, manifest.kv_heads, slab_positions, manifest.head_dim)
+    except _FAILURES as error:
+        raise LocalFault(f"cannot open layers {span} of {path}: {_one_line(error)}") from error
+    _trim_heap()
+    return OrtStage(manifest, span, context_max, session, slabs)
+
+
+class OrtStage:
+    """See `engine.stage.Stage`. Steps of two or more positions give the same bits however they are cut."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        span: Span,
+        context_max: int,
+        session: onnxruntime.InferenceSession,
+        slabs: KvSlabs,
+    ) -> None:
+        self.span = span
+        self.layers = manifest.layers
+        self.hidden = manifest.hidden
+        self.vocab = manifest.vocab
+        self.rows = slabs.rows
+        self.context_max = context_max
+        self._first = span.start == 0
+        self._last = span.stop == manifest.layers
+        self._session: onnxruntime.InferenceSession | None = session
+        self._slabs = slabs
+        self._bindings: dict[int, onnxruntime.IOBinding] = {}
+        # What every binding points at: written before each run, never replaced.
+        self._last_index = np.zeros(1, np.int32)
+        self._length = np.zeros((), np.int32)
+        self._first_wanted = np.zeros(1, np.int64)
+
+    def step(self, row: int, position: int, tokens: Ints, hidden: Floats | None, logits: int) -> Floats:
+        """See `engine.stage.Stage`."""
+        session = self._session
+        if session is None:
+            raise LocalFault(f"the stage of layers {self.span} is closed")
+        n = len(tokens)
+        self._last_index[0] = position + n - 1
+        self._length[()] = position + n
+        self._first_wanted[0] = n - logits
+        shape = (1, logits, self.vocab) if self._last else (1, n, self.hidden)
+        output: Floats = np.empty(shape, np.float32)
+        try:
+            binding = self._bindings.get(row) or self._bind(session, row)
+            if self._first:
+                binding.bind_cpu_input("tokens", tokens.astype(np.int64)[None])
+            else:
+                binding.bind_cpu_input("hidden", np.ascontiguousarray(hidden, np.float32)[None])
+            if output.size:
+                binding.bind_output("output", "cpu", 0, np.float32, shape, output.ctypes.data)
+            else:
+                binding.bind_output("output")
+            session.run_with_iobinding(binding)
+        except _FAILURES as error:
+            raise LocalFault(f"layers {self.span} failed at position {position}: {_one_line(error)}") from error
+        return output.reshape(shape[1:])
+
+    def release(self, row: int) -> None:
+        """See `engine.stage.Stage`."""
+        if self._session is not None:
+            self._slabs.release(row)
+
+    def close(self) -> None:
+        """See `engine.stage.Stage`."""
+        if self._session is None:
+            return
+        self._session = None
+        self._bindings.clear()
+        self._slabs.close()
+        _trim_heap()
+
+    def _bind(self, session: onnxruntime.InferenceSession, row: int) -> onnxruntime.IOBinding:
+        """The row's memory, bound once: the past is read and the present written in the same place."""
+        binding = session.io_binding()
+        for index, layer in enumerate(range(self.span.start, self.span.stop)):
+            for which, slab in zip("kv", self._slabs.layer(index, row), strict=True):
+                place = ("cpu", 0, np.float32, slab.shape, slab.ctypes.data)
+                binding.bind_input(f"past_{which}_{layer}", *place)
+                binding.bind_output(f"present_{which}_{layer}", *place)
+        binding.bind_cpu_input("last_index", self._last_index)
+        binding.bind_cpu_input("length", self._length)
+        if self._last:
+            binding.bind_cpu_input("first_wanted", self._first_wanted)
+        self._bindings[row] = binding
+        return binding
+
+
+def _threads(wanted: int) -> int:
+    return min(wanted or len(os.sched_getaffinity(0)), THREADS_MAX)
+
+
+def _session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    # The graph is written with the fused operators already; what runs is what was written, in every split.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # As fast without, and what a long prefill took goes back to the machine.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3
+    # Threads that spin between steps would take the cores from every other stage on the machine.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _trim_heap() -> None:
+    """Give freed memory back to the machine, where the C library can."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
