@@ -19,6 +19,8 @@ app = App(
     help="Idle machines as one peer-to-peer inference network. Start with: p2pgrid swarm --nodes 3",
     help_format="plaintext",
 )
+for _name in ("swarm", "generate", "node", "bootstrap", "status", "score", "sim"):
+    app.command(f"p2pgrid.cli.{_name}:{_name}", name=_name)
 app.command("p2pgrid.cli.models:app", name="models")
 
 

@@ -1,0 +1,95 @@
+"""`p2pgrid node`: serve a span of a model's layers."""
+
+from typing import Annotated
+
+import trio
+from cyclopts import Parameter
+
+from p2pgrid.cli.console import print_json, progress_bar, say
+from p2pgrid.cli.options import DEFAULT_MODEL, Bootstrap, Ephemeral, Json, Listen, Model, StateFile, UntilStdinCloses
+from p2pgrid.cli.running import run_async, until_told_to_stop
+from p2pgrid.cli.values import parse_layers, parse_size
+from p2pgrid.engine.executor import LaneExecutor
+from p2pgrid.engine.stage import Stage
+from p2pgrid.errors import BadInput
+from p2pgrid.ids import Span
+from p2pgrid.node.node import Node, Phase, Serving
+from p2pgrid.node.state_file import own_state, write_json
+from p2pgrid.node.wiring import build_stage, claim_identity, describe_model, fit_memory, model_store, open_network
+from p2pgrid.services.blobs import BlobServer
+from p2pgrid.settings import StageSettings
+
+
+def node(
+    *,
+    model: Model = DEFAULT_MODEL,
+    bootstrap: Bootstrap = None,
+    layers: Annotated[str, Parameter(help="START:STOP, or auto: take what the swarm lacks most.")] = "auto",
+    span_max: Annotated[int | None, Parameter(help="With auto: take at most so many layers.")] = None,
+    listen: Listen = None,
+    memory: Annotated[str | None, Parameter(help="At most this, like 2GiB. Default: half of what is free.")] = None,
+    ephemeral: Ephemeral = False,
+    state: StateFile = None,
+    until_stdin_closes: UntilStdinCloses = False,
+    json: Json = False,
+) -> None:
+    """Serve a range of a model's layers to the network, until Ctrl-C.
+
+    Example: p2pgrid node --model smollm2-135m-instruct --bootstrap /ip4/127.0.0.1/tcp/4001/p2p/12D3Koo…
+    """
+    span = parse_layers(layers)
+    memory_bytes = None if memory is None else parse_size(memory)
+    if span_max is not None and span_max < 1:
+        raise BadInput(f"--span-max {span_max}: a node takes at least one layer")
+
+    async def main() -> None:
+        store = model_store()
+        description = await describe_model(store, model)
+        most, settings_for = fit_memory(description.manifest, memory_bytes, span, span_max, StageSettings())
+        serving = Serving(description.id, model, description.manifest.layers, span, most)
+        executor = LaneExecutor()
+        stages: list[Stage] = []
+
+        async def make_stage(chosen: Span) -> Stage:
+            with progress_bar(f"loading layers {chosen}") as advance:
+                stages.append(await build_stage(store, description, chosen, settings_for(chosen), advance))
+            return stages[-1]
+
+        with claim_identity("node", ephemeral=ephemeral) as identity:
+            async with open_network(bootstrap or [], identity=identity, listen=listen or [], serves=True) as peer:
+
+                def on_phase(phase: Phase, held: Span | None) -> None:
+                    now = own_state(
+                        identity.peer,
+                        peer.transport.addresses,
+                        phase,
+                        None if held is None else (held.start, held.stop),
+                    )
+                    if state is not None:
+                        write_json(state, now)
+                    if phase == "serving":
+                        if json:
+                            print_json(now)
+                        say(f"serving layers {held} of {model} as {identity.peer} on {peer.transport.addresses[0]}")
+                    elif phase in ("draining", "left"):
+                        say({"draining": "leaving: sessions are ended", "left": "left"}[phase])
+
+                BlobServer(peer.transport, store.public_blob(description.id))
+                await _live(Node(peer, serving, make_stage, executor, on_phase), until_stdin_closes)
+        for stage in stages:
+            stage.close()
+
+    run_async(main)
+
+
+async def _live(node: Node, until_stdin_closes: bool) -> None:
+    stop = trio.Event()
+    async with trio.open_nursery() as tasks:
+
+        async def watch() -> None:
+            await until_told_to_stop(until_stdin_closes=until_stdin_closes)
+            stop.set()
+
+        tasks.start_soon(watch)
+        await node.run(stop)
+        tasks.cancel_scope.cancel()

@@ -1,0 +1,34 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+Model = Annotated[str, Parameter("--model", help="A model's name (see `p2pgrid models list`) or its 64-digit id.")]
+Bootstrap = Annotated[
+    list[str] | None,
+    Parameter(
+        "--bootstrap",
+        negative=(),
+        help="Multiaddr of a peer to join through, ending in /p2p/ID. May be given several times; without any,"
+        " the list that ships with p2pgrid is used, and then the local network is searched.",
+    ),
+]
+Listen = Annotated[
+    list[str] | None,
+    Parameter("--listen", negative=(), help="Multiaddr to listen on; port 0 = any free one."),
+]
+Json = Annotated[bool, Parameter("--json", negative=(), help="Print one JSON document on stdout.")]
+StateFile = Annotated[
+    Path | None, Parameter("--state", help="Keep a JSON file with process id, peer id, addresses and layers.")
+]
+UntilStdinCloses = Annotated[
+    bool, Parameter("--until-stdin-closes", negative=(), help="Stop when standard input ends: for supervisors.")
+]
+Ephemeral = Annotated[
+    bool, Parameter("--ephemeral", negative=(), help="Use a new identity that is forgotten at the end.")
+]
+Local = Annotated[bool, Parameter("--local", negative=(), help="Run the whole model in this process, no network.")]

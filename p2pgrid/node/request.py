@@ -1,0 +1,88 @@
+"""From a user's prompt to an answer, over a swarm or in this one process."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from p2pgrid.core.generation import Generation
+from p2pgrid.core.text import TextStream
+from p2pgrid.engine.stage import Executor, Stage
+from p2pgrid.engine.tokenizer import Tokenizer
+from p2pgrid.node.answer import Answer, ScoredText, Session, generate, score
+from p2pgrid.node.client import ModelDescription, open_session
+from p2pgrid.node.peer import Peer
+from p2pgrid.services.local import LocalSession
+from p2pgrid.settings import PipelineSettings, StageSettings
+from p2pgrid.wire.messages import Sampling
+
+Show = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What somebody asks of a model."""
+
+    prompt: str
+    raw: bool = False
+    """The prompt goes to the model as it stands, without the chat template."""
+    max_tokens: int = 256
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+
+
+class Asker:
+    """Answers requests with one model, known by its description."""
+
+    def __init__(self, description: ModelDescription, stage: StageSettings, pipeline: PipelineSettings) -> None:
+        self._model = description
+        self._tokenizer = Tokenizer(description.tokenizer)
+        self._context_max = min(stage.context_max, description.manifest.context)
+        self._chunk = pipeline.prefill_chunk
+
+    def prompt_ids(self, request: Request) -> list[int]:
+        """The prompt's token ids, in the chat template unless the request is raw. Raises BadInput."""
+        if request.raw:
+            return self._text_ids(request.prompt)
+        return self._tokenizer.chat([{"role": "user", "content": request.prompt}])
+
+    async def over_swarm(self, peer: Peer, request: Request, show: Show) -> Answer:
+        """Raises BadInput, NoRoute, Overloaded, PeerUnavailable, PeerMisbehaved."""
+        generation = self._generation(request, run_ahead=True)
+        layers = self._model.manifest.layers
+        async with open_session(peer, self._model.id, layers, request.sampling, self._tokenizer.stops) as session:
+            return await self._generate(session, generation, request, show)
+
+    async def locally(self, stage: Stage, executor: Executor, request: Request, show: Show) -> Answer:
+        """Raises BadInput, LocalFault."""
+        generation = self._generation(request, run_ahead=False)
+        session = LocalSession(stage, executor, request.sampling)
+        return await self._generate(session, generation, request, show)
+
+    async def score_over_swarm(self, peer: Peer, text: str) -> ScoredText:
+        """Teacher-forced scores of `text`. Raises as `over_swarm`."""
+        ids = self._text_ids(text)
+        async with open_session(peer, self._model.id, self._model.manifest.layers, Sampling()) as session:
+            return await score(session, ids, context_max=self._context_max, chunk=self._chunk)
+
+    async def score_locally(self, stage: Stage, executor: Executor, text: str) -> ScoredText:
+        session = LocalSession(stage, executor, Sampling())
+        return await score(session, self._text_ids(text), context_max=self._context_max, chunk=self._chunk)
+
+    def _text_ids(self, text: str) -> list[int]:
+        """Plain text: nothing in it becomes a control token."""
+        ids = self._tokenizer.encode(text, special=False)
+        data = self._model.tokenizer
+        return [data.bos, *ids] if data.add_bos and data.bos is not None else ids
+
+    def _generation(self, request: Request, *, run_ahead: bool) -> Generation:
+        return Generation(
+            self.prompt_ids(request),
+            max_tokens=request.max_tokens,
+            stop_tokens=self._tokenizer.stops,
+            context_max=self._context_max,
+            chunk=self._chunk,
+            run_ahead=run_ahead,
+        )
+
+    async def _generate(self, session: Session, generation: Generation, request: Request, show: Show) -> Answer:
+        text = TextStream(request.stop)
+        return await generate(session, generation, text=text, bytes_of=self._tokenizer.bytes_of, show=show)

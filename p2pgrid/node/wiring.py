@@ -1,0 +1,122 @@
+"""Settings become adapters here and nowhere else: identity, libp2p, the model store, the onnxruntime stage."""
+
+import random
+import secrets
+import time
+import tomllib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib import resources
+from pathlib import Path
+
+import psutil
+import trio
+
+import p2pgrid
+from p2pgrid.core.placement import layers_that_fit, rows_that_fit
+from p2pgrid.engine.ort_stage import OrtStage, open_stage
+from p2pgrid.errors import BadInput
+from p2pgrid.ids import Span
+from p2pgrid.net.libp2p_transport import open_libp2p
+from p2pgrid.node.client import ModelDescription, fetch_description
+from p2pgrid.node.peer import Peer, open_peer
+from p2pgrid.settings import StageSettings
+from p2pgrid.storage.models import ModelStore
+from p2pgrid.storage.paths import data_dir
+from p2pgrid.wire.manifest import Manifest
+from p2pgrid.wire.signing import Identity
+
+MEMORY_SHARE = 0.5
+"""Of the memory that is free at the start, when `--memory` does not say."""
+
+Advance = Callable[[int, int], None]
+
+
+def model_store() -> ModelStore:
+    return ModelStore(data_dir())
+
+
+def ephemeral_identity() -> Identity:
+    return Identity(secrets.token_bytes(32))
+
+
+def default_bootstrap() -> list[str]:
+    """The peers list that ships with p2pgrid (`bootstrap/peers.toml`); empty until there is a public peer."""
+    packaged = resources.files(p2pgrid) / "data" / "bootstrap_peers.toml"
+    checkout = Path(p2pgrid.__file__).parent.parent / "bootstrap" / "peers.toml"
+    source = packaged if packaged.is_file() else checkout
+    try:
+        peers = tomllib.loads(source.read_text(encoding="utf-8")).get("peers", [])
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise BadInput(f"cannot read the list of bootstrap peers {source}: {error}") from error
+    return [str(peer) for peer in peers]
+
+
+@asynccontextmanager
+async def open_network(
+    bootstrap: Sequence[str], *, identity: Identity | None = None, listen: Sequence[str] = (), serves: bool = False
+) -> AsyncIterator[Peer]:
+    """A participant of the real network; a client unless it `serves`.
+
+    Without any bootstrap peer, given or listed, it looks on the local network by mDNS.
+    Raises BadInput for a wrong address, PeerUnavailable when no bootstrap peer answers, LocalFault for a port.
+    """
+    identity = identity or ephemeral_identity()
+    peers = list(bootstrap) or default_bootstrap()
+    addresses = list(listen) or ["/ip4/127.0.0.1/tcp/0"]
+    async with (
+        open_libp2p(identity, addresses, peers, dht_server=serves, mdns=not peers) as transport,
+        open_peer(transport, identity, wall=time.time, rng=random.Random(secrets.randbits(64))) as peer,
+    ):
+        yield peer
+
+
+async def describe_model(store: ModelStore, name: str, peer: Peer | None = None) -> ModelDescription:
+    """What `name` (a name here, a catalogue name, a model id) stands for: from disk, else from `peer`'s swarm.
+
+    Raises BadInput for an unknown name, NoRoute when it is not here and nobody serves it.
+    """
+    model = store.resolve(name)
+    if store.has(model):
+        _, manifest = store.manifest(model)
+        return ModelDescription(model, manifest, store.tokenizer(model))
+    if peer is None:
+        raise BadInput(f"model {name} is not on this machine: run `p2pgrid models pull {name}` first")
+    return await fetch_description(peer, model)
+
+
+async def build_stage(
+    store: ModelStore, model: ModelDescription, span: Span, settings: StageSettings, advance: Advance | None = None
+) -> OrtStage:
+    """Build a stage off the event loop. Raises LocalFault."""
+    work = partial(open_stage, store.checkpoint(model.id), model.manifest, span, settings, advance)
+    # A build cannot be stopped half-way; whoever no longer waits for it is about to leave the process.
+    return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+
+
+def fit_memory(
+    manifest: Manifest, memory_bytes: int | None, span: Span | None, span_max: int | None, settings: StageSettings
+) -> tuple[int, Callable[[Span], StageSettings]]:
+    """The most layers to take, and the stage settings for a span of them, within `memory_bytes`.
+
+    Raises BadInput when not even one layer, or not all of the `span` asked for, fits.
+    """
+    context_max = min(settings.context_max, manifest.context)
+    if memory_bytes is None:
+        memory_bytes = int(psutil.virtual_memory().available * MEMORY_SHARE)
+    fitting = layers_that_fit(manifest, memory_bytes, context_max)
+    if span is not None and span.stop > manifest.layers:
+        raise BadInput(f"--layers {span}: this model has layers 0:{manifest.layers}")
+    wanted = 1 if span is None else len(span)
+    if fitting < wanted:
+        raise BadInput(
+            f"{wanted} layer(s) of this model do not fit into {memory_bytes // 10**6} MB ({fitting} do): give more"
+            " --memory or fewer --layers"
+        )
+
+    def settings_for(chosen: Span) -> StageSettings:
+        rows = rows_that_fit(manifest, chosen, memory_bytes, context_max, settings.sessions_max)
+        return StageSettings(context_max=context_max, sessions_max=rows, threads=settings.threads)
+
+    return min(fitting, span_max or fitting), settings_for

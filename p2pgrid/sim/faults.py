@@ -1,0 +1,30 @@
+"""What can go wrong in a simulation, and when."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kill:
+    """The node's process is gone: its connections break, nobody can dial it."""
+
+    node: int
+    at_s: float
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """The node goes on, but nothing reaches it and nothing leaves it: a pulled cable."""
+
+    node: int
+    at_s: float
+
+
+@dataclass(frozen=True)
+class Leave:
+    """The node is told to stop, and drains."""
+
+    node: int
+    at_s: float
+
+
+Fault = Kill | Freeze | Leave

@@ -1,0 +1,237 @@
+"""A swarm in memory: real discovery, links, workers and pipelines; toy stages; time and chance from the seed."""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import assert_never
+
+import trio
+
+from p2pgrid.core.generation import Generation
+from p2pgrid.core.text import TextStream
+from p2pgrid.engine.executor import InlineExecutor
+from p2pgrid.engine.stage import Stage
+from p2pgrid.engine.toy_stage import ToyStage
+from p2pgrid.errors import P2pgridError
+from p2pgrid.ids import ModelId, Span
+from p2pgrid.net.memory_transport import MemoryNetwork
+from p2pgrid.node.answer import generate
+from p2pgrid.node.client import open_session
+from p2pgrid.node.node import Node, Phase, Serving
+from p2pgrid.node.peer import Peer, open_peer
+from p2pgrid.services.local import LocalSession
+from p2pgrid.sim.faults import Fault, Freeze, Kill, Leave
+from p2pgrid.sim.seeded import run_seeded
+from p2pgrid.wire.messages import Sampling
+from p2pgrid.wire.signing import Identity
+
+MODEL = ModelId(hashlib.sha256(b"toy").hexdigest())
+VOCAB = 256
+CONTEXT_MAX = 512
+CHUNK = 8
+WALL_EPOCH_S = 1_700_000_000.0
+"""The simulated day begins here; a date, so that sequence numbers look like real ones."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is simulated, besides the seed."""
+
+    nodes: int = 5
+    layers: int = 12
+    span_max: int | None = None
+    """None: so many that the nodes together hold every layer about twice."""
+    requests: int = 3
+    prompt_tokens: int = 20
+    max_tokens: int = 24
+    temperature: float = 0.8
+    step_s: float = 0.005
+    latency_s: float = 0.002
+    faults: Sequence[Fault] = ()
+
+
+@dataclass
+class Outcome:
+    """What became of one request."""
+
+    asked_at_s: float
+    ended_at_s: float = 0.0
+    token_ids: list[int] = field(default_factory=list)
+    error: str | None = None
+
+
+@dataclass
+class Report:
+    """What happened. `trace_hash` is the same for the same seed and plan, on any machine."""
+
+    seed: int
+    outcomes: list[Outcome]
+    spans: list[Span | None]
+    sessions_leaked: int
+    """KV rows that some stage still held when all requests were over."""
+    virtual_s: float
+    trace: list[str]
+
+    @property
+    def trace_hash(self) -> str:
+        return hashlib.sha256("\n".join(self.trace).encode()).hexdigest()
+
+
+def simulate(seed: int, plan: Plan | None = None) -> Report:
+    """Run a whole swarm from one seed."""
+    world = World(seed, plan or Plan())
+    return run_seeded(seed, world.run)
+
+
+def undisturbed(seed: int, plan: Plan | None = None) -> list[list[int]]:
+    """The answers that one process with all layers gives to the same requests."""
+    chosen = plan or Plan()
+
+    async def main(_: random.Random) -> list[list[int]]:
+        stage = ToyStage(Span(0, chosen.layers), chosen.layers, 1, CONTEXT_MAX, seed=seed, vocab=VOCAB)
+        answers: list[list[int]] = []
+        for i in range(chosen.requests):
+            prompt, sampling = _request(seed, i, chosen)
+            session = LocalSession(stage, InlineExecutor(), sampling)
+            answer = await generate(
+                session, _generation(prompt, chosen, False), text=TextStream(), bytes_of=_bytes_of, show=_ignore
+            )
+            answers.append(answer.token_ids)
+        return answers
+
+    return run_seeded(seed, main)
+
+
+class World:
+    """One simulation in the making."""
+
+    def __init__(self, seed: int, plan: Plan) -> None:
+        self.seed = seed
+        self.plan = plan
+        self.trace: list[str] = []
+        self.nodes: list[Node | None] = [None] * plan.nodes
+        self.peers: list[Peer | None] = [None] * plan.nodes
+        self._stops: list[trio.Event] = []
+        self._scopes = [trio.CancelScope() for _ in range(plan.nodes)]
+
+    async def run(self, rng: random.Random) -> Report:
+        plan = self.plan
+        network = MemoryNetwork(rng, plan.latency_s, plan.latency_s / 2)
+        self._stops = [trio.Event() for _ in range(plan.nodes)]
+        outcomes = [Outcome(0.0) for _ in range(plan.requests)]
+        async with trio.open_nursery() as tasks:
+            for i in range(plan.nodes):
+                tasks.start_soon(self._node, i, network, random.Random(rng.random()))
+            for fault in plan.faults:
+                tasks.start_soon(self._bring_about, fault, network)
+            identity = Identity(self._seed_bytes("client"))
+            client_rng = random.Random(rng.random())
+            async with (
+                network.open(identity) as transport,
+                open_peer(transport, identity, wall=_wall, rng=client_rng) as peer,
+                trio.open_nursery() as requests,
+            ):
+                for i, outcome in enumerate(outcomes):
+                    requests.start_soon(self._request, peer, i, outcome)
+            await trio.sleep(1)  # farewells are on their way
+            leaked = sum(p.worker.sessions_open for p in self.peers if p is not None and p.worker is not None)
+            spans = [None if node is None else node.span for node in self.nodes]
+            tasks.cancel_scope.cancel()
+        return Report(self.seed, outcomes, spans, leaked, trio.current_time(), self.trace)
+
+    def note(self, what: str) -> None:
+        self.trace.append(f"{trio.current_time():.6f} {what}")
+
+    async def _node(self, i: int, network: MemoryNetwork, rng: random.Random) -> None:
+        plan = self.plan
+        identity = Identity(self._seed_bytes(f"node {i}"))
+        executor = InlineExecutor(plan.step_s)
+
+        async def make_stage(span: Span) -> Stage:
+            await trio.sleep(rng.uniform(0.2, 1.5))  # loading takes what it takes
+            return ToyStage(span, plan.layers, 4, CONTEXT_MAX, seed=self.seed, vocab=VOCAB)
+
+        def on_phase(phase: Phase, span: Span | None) -> None:
+            self.note(f"node {i} {phase} {span}")
+
+        span_max = plan.span_max or -(-2 * plan.layers // plan.nodes)
+        serving = Serving(MODEL, "toy", plan.layers, None, min(span_max, plan.layers))
+        await trio.sleep(rng.uniform(0, 0.5))
+        with self._scopes[i]:
+            async with (
+                network.open(identity) as transport,
+                open_peer(transport, identity, wall=_wall, rng=rng) as peer,
+            ):
+                self.peers[i] = peer
+                node = self.nodes[i] = Node(peer, serving, make_stage, executor, on_phase)
+                await node.run(self._stops[i])
+        self.peers[i] = None
+
+    async def _request(self, peer: Peer, i: int, outcome: Outcome) -> None:
+        plan = self.plan
+        prompt, sampling = _request(self.seed, i, plan)
+        outcome.asked_at_s = trio.current_time()
+
+        def show_token(token: int) -> bytes:
+            self.note(f"request {i} token {token}")
+            outcome.token_ids.append(token)
+            return b""
+
+        try:
+            async with open_session(peer, MODEL, plan.layers, sampling) as session:
+                generation = _generation(prompt, plan, True)
+                await generate(session, generation, text=TextStream(), bytes_of=show_token, show=_ignore)
+        except P2pgridError as error:
+            outcome.error = f"{type(error).__name__}: {error}"
+        outcome.ended_at_s = trio.current_time()
+        self.note(f"request {i} ended {outcome.error}")
+
+    async def _bring_about(self, fault: Fault, network: MemoryNetwork) -> None:
+        await trio.sleep_until(fault.at_s)
+        self.note(f"{fault}")
+        peer = Identity(self._seed_bytes(f"node {fault.node}")).peer
+        match fault:
+            case Kill():
+                network.kill(peer)
+                self.peers[fault.node] = None
+                self._scopes[fault.node].cancel()
+            case Freeze():
+                network.freeze(peer, True)
+                self.peers[fault.node] = None  # what it still holds is not the swarm's leak
+            case Leave():
+                self._stops[fault.node].set()
+            case _:
+                assert_never(fault)
+
+    def _seed_bytes(self, who: str) -> bytes:
+        return hashlib.sha256(f"{self.seed} {who}".encode()).digest()
+
+
+def _request(seed: int, i: int, plan: Plan) -> tuple[list[int], Sampling]:
+    rng = random.Random(f"{seed} request {i}")
+    prompt = [rng.randrange(VOCAB) for _ in range(plan.prompt_tokens)]
+    return prompt, Sampling(temperature=plan.temperature, seed=rng.getrandbits(32))
+
+
+def _generation(prompt: list[int], plan: Plan, run_ahead: bool) -> Generation:
+    return Generation(
+        prompt,
+        max_tokens=plan.max_tokens,
+        stop_tokens=(),
+        context_max=CONTEXT_MAX,
+        chunk=CHUNK,
+        run_ahead=run_ahead,
+    )
+
+
+def _wall() -> float:
+    return WALL_EPOCH_S + trio.current_time()
+
+
+def _bytes_of(token: int) -> bytes:
+    return b""
+
+
+def _ignore(text: str) -> None:
+    pass
