@@ -184,12 +184,11 @@ def test_every_protocol_has_a_page_and_every_page_a_protocol() -> None:
 
 
 def _structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
-    """The structs in a type, and those in their fields."""
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+    """The structs of `messages` in a type, and those in their fields."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__module__ == messages.__name__:
         yield kind
         for field in msgspec.structs.fields(kind):
-            if kind.__module__ == messages.__name__:
-                yield from _structs(field.type)
+            yield from _structs(field.type)
     for part in get_args(kind):
         yield from _structs(part)
 
@@ -202,11 +201,11 @@ def test_the_page_of_a_protocol_has_every_message_and_field(protocol: str) -> No
         kinds.add(messages.Advert)
     missing = []
     for kind in kinds:
-        heading = re.search(rf"^#+ {kind.__name__}\b.*?(?=^#|\Z)", page, re.MULTILINE | re.DOTALL)
+        heading = re.search(rf"^### {kind.__name__}$.*?(?=^#|\Z)", page, re.MULTILINE | re.DOTALL)
         if heading is None:
             missing.append(kind.__name__)
             continue
-        fields = kind.__struct_fields__ if kind.__module__ == messages.__name__ else ()
+        fields = kind.__struct_fields__
         missing += [f"{kind.__name__}.{field}" for field in fields if f"`{field}`" not in heading.group()]
     assert not missing, f"not on {_page(protocol).name}"
 
