@@ -9,6 +9,7 @@ word of its counter, so that the streams of two positions never overlap and any 
 import numpy as np
 import numpy.typing as npt
 
+from p2pgrid.errors import LocalFault
 from p2pgrid.wire.messages import Sampling
 from p2pgrid.wire.tensors import Floats, Ints
 
@@ -16,10 +17,14 @@ Scores = npt.NDArray[np.float64]
 
 
 def sample(logits: Floats, sampling: Sampling, position: int) -> int:
-    """The token for `position` from its logits `[vocab]`."""
+    """The token for `position` from its logits `[vocab]`. Raises LocalFault when the best of them is not finite."""
+    peak = logits.max()  # not a number, if one of them is not
+    if not np.isfinite(peak):
+        raise LocalFault("the logits are not finite: the weights are damaged, or the stage before sent nonsense")
     if sampling.temperature == 0:
         return int(np.argmax(logits))
-    scores = logits.astype(np.float64) / sampling.temperature
+    with np.errstate(over="ignore"):  # at a tiny temperature all but the best fall to minus infinity, as they should
+        scores = (logits.astype(np.float64) - peak) / sampling.temperature
     kept = _kept(scores, sampling)
     noise = _gumbel(len(logits), sampling.seed, position)
     return int(kept[np.argmax(scores[kept] + noise[kept])])
