@@ -19,21 +19,22 @@ class TextStream:
 
     def push(self, data: bytes) -> str:
         """The text that `data` makes certain."""
-        if self.stopped:
-            return ""
-        self._held += self._decoder.decode(data)
-        found = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
-        if found:
-            self.stopped = True
-            return self._take(min(found))
-        return self._take(len(self._held) - self._maybe_stop())
+        return self._show(data, last=False)
 
     def finish(self) -> str:
         """What was held back, once no more bytes will come."""
+        return self._show(b"", last=True)
+
+    def _show(self, data: bytes, *, last: bool) -> str:
         if self.stopped:
             return ""
-        self._held += self._decoder.decode(b"", final=True)
-        return self._take(len(self._held))
+        self._held += self._decoder.decode(data, final=last)
+        # The stop string that is complete first, as if the bytes had come one by one.
+        found = [(at + len(s), at) for s in self._stop if (at := self._held.find(s)) >= 0]
+        if found:
+            self.stopped = True
+            return self._take(min(found)[1])
+        return self._take(len(self._held) - (0 if last else self._maybe_stop()))
 
     def _take(self, n: int) -> str:
         text, self._held = self._held[:n], self._held[n:]
