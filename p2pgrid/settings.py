@@ -29,7 +29,7 @@ class DiscoverySettings(msgspec.Struct, frozen=True):
     """The same while somebody waits for the view to change."""
     exchange_s_max: float = 3.0
     """How long one peer may take to answer an exchange of adverts."""
-    peers_per_round: int = 16
+    peers_per_round: int = 8
 
 
 class StageSettings(msgspec.Struct, frozen=True):
@@ -49,6 +49,8 @@ class PipelineSettings(msgspec.Struct, frozen=True):
     prefill_chunk: int = 128
     """Token positions in one prefill step; see `core.generation.chunks` for the rule about the last one."""
     open_s_max: float = 5.0
+    open_patience_s: float = 20.0
+    """How long other routes, and busy stages again, are tried before a request fails."""
     token_s_max: float = 60.0
     """Longest wait for one token while every link of the route is alive."""
-    find_route_s_max: float = 10.0
+    find_route_s_max: float = 6.0

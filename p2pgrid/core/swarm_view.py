@@ -24,6 +24,7 @@ class SwarmView:
 
     def __init__(self) -> None:
         self._entries: dict[Key, Entry] = {}
+        self._seen: set[SignedAdvert] = set()
         self._silent: dict[Key, tuple[int, float]] = {}
 
     def add(self, advert: Advert, signed: SignedAdvert, now_s: float) -> bool:
@@ -43,24 +44,32 @@ class SwarmView:
         if known is None and len(self._entries) >= ENTRIES_MAX:
             return False
         self._silent.pop(key, None)
+        if known is not None:
+            self._seen.discard(known.signed)
         self._entries[key] = Entry(advert, signed)
+        self._seen.add(signed)
         return True
 
-    def knows(self, signed: SignedAdvert, advert: Advert) -> bool:
-        """Whether exactly this advert is in the table already."""
-        known = self._entries.get((advert.peer, advert.model))
-        return known is not None and known.signed == signed
+    def knows(self, signed: SignedAdvert) -> bool:
+        """Whether exactly this advert is in the table, so that its signature need not be checked again."""
+        return signed in self._seen
 
     def forget(self, peer: PeerId) -> None:
         """The peer does not answer: drop it until it signs something newer."""
         for key in [key for key in self._entries if key[0] == peer]:
-            gone = self._entries.pop(key).advert
+            gone = self._drop(key).advert
             self._silent[key] = (gone.sequence, gone.expires_at_s)
 
     def expire(self, now_s: float) -> None:
         """Drop what no longer holds."""
-        self._entries = {k: e for k, e in self._entries.items() if e.advert.expires_at_s > now_s}
+        for key in [k for k, e in self._entries.items() if e.advert.expires_at_s <= now_s]:
+            self._drop(key)
         self._silent = {k: s for k, s in self._silent.items() if s[1] > now_s}
+
+    def _drop(self, key: Key) -> Entry:
+        entry = self._entries.pop(key)
+        self._seen.discard(entry.signed)
+        return entry
 
     def adverts(self, model: ModelId | None = None, *states: str) -> list[Advert]:
         """Adverts of `model` (all models without one) in one of `states` (any without), in order of peer id."""

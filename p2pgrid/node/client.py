@@ -1,14 +1,15 @@
 """A client's request over the swarm: find the model's description, find a route, open it, try another one."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import msgspec
 import structlog
+import trio
 
 from p2pgrid.core.routing import explain_no_route, find_route
-from p2pgrid.errors import NoRoute, Overloaded, PeerError, PeerUnavailable
+from p2pgrid.errors import NoRoute, Overloaded, PeerUnavailable
 from p2pgrid.ids import ModelId, PeerId
 from p2pgrid.node.peer import Peer
 from p2pgrid.services.blobs import fetch_blob
@@ -18,7 +19,8 @@ from p2pgrid.wire.messages import Contact, Hop, Sampling
 
 log = structlog.get_logger()
 
-ROUTES_TRIED_MAX = 3
+SPREAD_MS = 1.0
+"""Replicas whose steps differ by less than this are taken for equally quick."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ async def fetch_description(peer: Peer, model: ModelId) -> ModelDescription:
     return ModelDescription(model, manifest, tokenizer)
 
 
-async def wait_for_route(peer: Peer, model: ModelId, layers: int, avoid: Sequence[PeerId] = ()) -> tuple[Hop, ...]:
+async def wait_for_route(peer: Peer, model: ModelId, layers: int, avoid: Collection[PeerId] = ()) -> tuple[Hop, ...]:
     """The best route just now, waiting for one as long as the settings allow. Raises NoRoute."""
 
     def look() -> tuple[Hop, ...] | None:
@@ -73,32 +75,34 @@ async def wait_for_route(peer: Peer, model: ModelId, layers: int, avoid: Sequenc
 async def open_session(
     peer: Peer, model: ModelId, layers: int, sampling: Sampling, stop_tokens: Sequence[int] = ()
 ) -> AsyncIterator[PipelineSession]:
-    """A session on the best route; another route is tried when a peer of the first cannot open it.
+    """A session on the best route that opens: lost peers are left out, busy ones are asked again later.
 
-    Raises NoRoute, or what the last route said.
+    Raises NoRoute, or what the last route said when the settings' patience is over.
     """
-    avoid: list[PeerId] = []
     async with AsyncExitStack() as stack:
-        for attempt in range(1, ROUTES_TRIED_MAX + 1):
-            route = await wait_for_route(peer, model, layers, avoid)
-            opening = peer.pipeline.open(model, route, sampling, stop_tokens)
+        lost: set[PeerId] = set()
+        busy: set[PeerId] = set()
+        give_up_at_s = trio.current_time() + peer.settings.open_patience_s
+        while True:
+            adverts = peer.view.adverts(model)
+            spread_ms = {advert.peer: peer.rng.uniform(0, SPREAD_MS) for advert in adverts}
             try:
+                route = find_route(adverts, layers, lost | busy, spread_ms)
+            except NoRoute:
+                route = await wait_for_route(peer, model, layers, lost)
+            try:
+                opening = peer.pipeline.open(model, route, sampling, stop_tokens)
                 session = await stack.enter_async_context(opening)
                 break
             except (PeerUnavailable, Overloaded) as error:
-                if attempt == ROUTES_TRIED_MAX or not _another_route(peer, model, layers, avoid, error):
+                if trio.current_time() > give_up_at_s or error.peer is None:
                     raise
-                log.info("trying another route", error=str(error))
+                log.debug("trying again to open a session", error=str(error))
+                if isinstance(error, PeerUnavailable):
+                    lost.add(error.peer)
+                elif error.peer not in busy:
+                    busy.add(error.peer)
+                else:  # all that it could take are busy: wait, each client for another while, and ask all again
+                    busy.clear()
+                    await trio.sleep(error.retry_after_s * peer.rng.uniform(0.5, 1.5))
         yield session
-
-
-def _another_route(peer: Peer, model: ModelId, layers: int, avoid: list[PeerId], error: PeerError) -> bool:
-    """Whether there is a route without the peer that `error` names; it goes onto `avoid`."""
-    if error.peer is None:
-        return False
-    avoid.append(error.peer)
-    try:
-        find_route(peer.view.adverts(model), layers, avoid)
-    except NoRoute:
-        return False
-    return True

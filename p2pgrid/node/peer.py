@@ -29,6 +29,7 @@ class Peer:
     discovery: Discovery
     pipeline: Pipeline
     settings: PipelineSettings
+    rng: random.Random
     worker: Worker | None = None
 
     @property
@@ -76,7 +77,7 @@ async def open_peer(
     links = Links(transport, link_settings, on_message=on_message, on_lost=on_lost)
     discovery = Discovery(transport, SwarmView(), discovery_settings, identity=identity, wall=wall, rng=rng)
     pipeline = Pipeline(links, pipeline_settings, lambda: SessionId(f"{rng.getrandbits(128):032x}"))
-    peer = Peer(transport, links, discovery, pipeline, pipeline_settings)
+    peer = Peer(transport, links, discovery, pipeline, pipeline_settings, rng)
     async with trio.open_nursery() as tasks:
         await tasks.start(links.run)
         await tasks.start(discovery.run)

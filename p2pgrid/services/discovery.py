@@ -186,7 +186,7 @@ class Discovery:
 
     def _take(self, adverts: tuple[SignedAdvert, ...]) -> None:
         """Into the view with those that are well signed; one bad one makes its bringer a liar, none of it counts."""
-        opened = [(open_advert(signed), signed) for signed in adverts]
+        opened = [(open_advert(signed), signed) for signed in adverts if not self.view.knows(signed)]
         now = self._wall()
         for advert, signed in opened:
             if advert.peer != self._transport.peer:
