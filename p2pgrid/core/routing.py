@@ -22,9 +22,9 @@ def find_route(
     """The stages with the least time for a step, first to last.
 
     Among `adverts` only those that serve count, and none of `avoid`. `spread_ms` is added for a peer: small
-    random figures, of each client its own, by which clients spread over replicas that are equally quick. Shortest path over layer boundaries, which
-    are few and ordered, so that one pass over the spans by their start finds it. Raises NoRoute, naming what is
-    missing.
+    random figures, of each client its own, by which clients spread over replicas that are equally quick.
+    Shortest path over layer boundaries, which are few and ordered, so that one pass over the spans by their start
+    finds it. Raises NoRoute, naming what is missing.
     """
     serving = [a for a in adverts if a.state == "serving" and a.span is not None and a.peer not in avoid]
     spread_ms = spread_ms or {}
