@@ -5,7 +5,7 @@ from p2pgrid.cli.options import Ephemeral, Json, Listen, StateFile, UntilStdinCl
 from p2pgrid.cli.running import run_async, until_told_to_stop
 from p2pgrid.net.libp2p_transport import open_libp2p
 from p2pgrid.node.state_file import own_state, write_json
-from p2pgrid.node.wiring import claim_identity
+from p2pgrid.node.wiring import own_identity
 
 LISTEN = "/ip4/0.0.0.0/tcp/4001"
 
@@ -26,7 +26,7 @@ def bootstrap(
     """
 
     async def main() -> None:
-        with claim_identity("bootstrap", ephemeral=ephemeral) as identity:
+        with own_identity("bootstrap", ephemeral=ephemeral) as identity:
             async with open_libp2p(identity, listen or [LISTEN], [], dht_server=True) as transport:
                 now = own_state(transport.peer, transport.addresses, "serving", None)
                 if state is not None:

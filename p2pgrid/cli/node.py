@@ -15,7 +15,15 @@ from p2pgrid.errors import BadInput
 from p2pgrid.ids import Span
 from p2pgrid.node.node import Node, Phase, Serving
 from p2pgrid.node.state_file import own_state, write_json
-from p2pgrid.node.wiring import build_stage, claim_identity, describe_model, fit_memory, model_store, open_network
+from p2pgrid.node.wiring import (
+    build_stage,
+    describe_model,
+    fit_memory,
+    model_store,
+    open_network,
+    own_identity,
+    public_blobs,
+)
 from p2pgrid.services.blobs import BlobServer
 from p2pgrid.settings import StageSettings
 
@@ -55,7 +63,7 @@ def node(
                 stages.append(await build_stage(store, description, chosen, settings_for(chosen), advance))
             return stages[-1]
 
-        with claim_identity("node", ephemeral=ephemeral) as identity:
+        with own_identity("node", ephemeral=ephemeral) as identity:
             async with open_network(bootstrap or [], identity=identity, listen=listen or [], serves=True) as peer:
 
                 def on_phase(phase: Phase, held: Span | None) -> None:
@@ -74,7 +82,7 @@ def node(
                     elif phase in ("draining", "left"):
                         say({"draining": "leaving: sessions are ended", "left": "left"}[phase])
 
-                BlobServer(peer.transport, store.public_blob(description.id))
+                BlobServer(peer.transport, public_blobs(description))
                 await _live(Node(peer, serving, make_stage, executor, on_phase), until_stdin_closes)
         for stage in stages:
             stage.close()

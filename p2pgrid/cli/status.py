@@ -13,7 +13,7 @@ from p2pgrid.core.swarm_view import missing_layers, replicas
 from p2pgrid.errors import NoRoute
 from p2pgrid.ids import ModelId
 from p2pgrid.node.peer import Peer
-from p2pgrid.node.wiring import model_store, open_network
+from p2pgrid.node.wiring import known_models, model_store, open_network, resolve_model
 from p2pgrid.wire.messages import Advert
 
 ROUNDS = 2
@@ -35,12 +35,13 @@ def status(
 
     async def main() -> list[dict[str, Any]]:
         store = model_store()
-        models = [store.resolve(model)] if model is not None else store.known_ids()
+        names = known_models(store)
+        models = [resolve_model(store, model)] if model is not None else sorted(names)
         async with open_network(bootstrap or []) as peer:
             for _ in range(ROUNDS):
                 for known in models:
                     await peer.discovery.refresh(known)
-            found = [_describe(peer, known, store.name_of(known)) for known in models]
+            found = [_describe(peer, known, names.get(known)) for known in models]
         return [each for each in found if each["nodes"] or model is not None]
 
     models = run_async(main)

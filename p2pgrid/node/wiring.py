@@ -5,7 +5,7 @@ import secrets
 import time
 import tomllib
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -17,11 +17,14 @@ import p2pgrid
 from p2pgrid.core.placement import layers_that_fit, rows_that_fit
 from p2pgrid.engine.ort_stage import OrtStage, open_stage
 from p2pgrid.errors import BadInput
-from p2pgrid.ids import Span
+from p2pgrid.ids import ModelId, Span
 from p2pgrid.net.libp2p_transport import open_libp2p
 from p2pgrid.node.client import ModelDescription, fetch_description
 from p2pgrid.node.peer import Peer, open_peer
 from p2pgrid.settings import StageSettings
+from p2pgrid.storage.blobs import DIGEST
+from p2pgrid.storage.catalogue import catalogue
+from p2pgrid.storage.identity import claim_identity, ephemeral_identity
 from p2pgrid.storage.models import ModelStore
 from p2pgrid.storage.paths import data_dir
 from p2pgrid.wire.manifest import Manifest
@@ -37,8 +40,9 @@ def model_store() -> ModelStore:
     return ModelStore(data_dir())
 
 
-def ephemeral_identity() -> Identity:
-    return Identity(secrets.token_bytes(32))
+def own_identity(role: str, *, ephemeral: bool) -> AbstractContextManager[Identity]:
+    """Ours for as long as the context lasts: kept on this machine for the next start, unless `ephemeral`."""
+    return nullcontext(ephemeral_identity()) if ephemeral else claim_identity(data_dir(), role)
 
 
 def default_bootstrap() -> list[str]:
@@ -72,18 +76,43 @@ async def open_network(
         yield peer
 
 
-async def describe_model(store: ModelStore, name: str, peer: Peer | None = None) -> ModelDescription:
-    """What `name` (a name here, a catalogue name, a model id) stands for: from disk, else from `peer`'s swarm.
+def resolve_model(store: ModelStore, name: str) -> ModelId:
+    """The model that `name` stands for: a name on this machine, one of the catalogue, or a model id itself.
 
-    Raises BadInput for an unknown name, NoRoute when it is not here and nobody serves it.
+    Raises BadInput for anything else, LocalFault when what is here is damaged.
     """
-    model = store.resolve(name)
-    if store.has(model):
-        _, manifest = store.manifest(model)
+    if DIGEST.fullmatch(name):
+        return ModelId(name)
+    if name not in store.names() and name in catalogue():
+        return catalogue()[name].model
+    return store.manifest(name)[0]
+
+
+def known_models(store: ModelStore) -> dict[ModelId, str]:
+    """Every model that has a name here, in the store or in the catalogue."""
+    known = {entry.model: name for name, entry in catalogue().items()}
+    return known | {one.model: one.name for one in store.models() if one.model is not None}
+
+
+async def describe_model(store: ModelStore, name: str, peer: Peer | None = None) -> ModelDescription:
+    """What `name` stands for: from this machine if it is here, else from the swarm of `peer`.
+
+    Raises BadInput for an unknown name, NoRoute when the model is not here and nobody serves it, LocalFault
+    when what is here is damaged.
+    """
+    model = resolve_model(store, name)
+    if store.blobs.find(model) is not None:
+        manifest = store.manifest(model)[1]
         return ModelDescription(model, manifest, store.tokenizer(model))
     if peer is None:
         raise BadInput(f"model {name} is not on this machine: run `p2pgrid models pull {name}` first")
     return await fetch_description(peer, model)
+
+
+def public_blobs(model: ModelDescription) -> Callable[[str], bytes | None]:
+    """What a node of `model` gives away on request: its manifest and its tokenizer."""
+    blobs = {model.id: model.manifest.to_bytes(), model.manifest.tokenizer: model.tokenizer.to_bytes()}
+    return blobs.get
 
 
 async def build_stage(

@@ -3,14 +3,17 @@
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from p2pgrid.errors import LocalFault
-from p2pgrid.storage.disk import disk_errors, locked, write_whole
+from p2pgrid.storage.disk import disk_errors, locked, try_lock, write_whole
 from p2pgrid.wire.signing import Identity
 
 SEED_BYTES = 32
 FILE_NAME = "identity"
+SLOTS_MAX = 256
 
 
 def load_identity(directory: Path) -> Identity:
@@ -30,6 +33,28 @@ def load_identity(directory: Path) -> Identity:
     if len(seed) != SEED_BYTES:
         raise LocalFault(f"{path} is not a key of {SEED_BYTES} bytes; remove it to become a new peer with a new key")
     return Identity(seed)
+
+
+@contextmanager
+def claim_identity(root: Path, role: str) -> Iterator[Identity]:
+    """The identity of this machine's first `role`, or of its second while the first one runs, and so on.
+
+    Two processes must not be one peer, so each holds the lock of its identity's directory for as long as it
+    lives; the next start takes the first identity that is free. Raises LocalFault.
+    """
+    for slot in range(1, SLOTS_MAX + 1):
+        directory = root / "identities" / f"{role}-{slot}"
+        with disk_errors("lock", directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            held = try_lock(directory)
+        if held is None:
+            continue
+        try:
+            yield load_identity(directory / "key")
+        finally:
+            os.close(held)
+        return
+    raise LocalFault(f"{SLOTS_MAX} processes of kind {role} run from {root} already; set P2PGRID_HOME for more")
 
 
 def ephemeral_identity() -> Identity:
