@@ -20,6 +20,7 @@ from p2pgrid.wire.manifest import Manifest
 from p2pgrid.wire.tensors import Floats, Ints
 
 THREADS_MAX = 8
+QUERY_BLOCK = 32
 
 _FAILURES = (
     native.EPFail,
@@ -95,25 +96,27 @@ class OrtStage:
         if session is None:
             raise LocalFault(f"the stage of layers {self.span} is closed")
         n = len(tokens)
-        self._last_index[0] = position + n - 1
-        self._length[()] = position + n
-        self._first_wanted[0] = n - logits
-        shape = (1, logits, self.vocab) if self._last else (1, n, self.hidden)
-        output: Floats = np.empty(shape, np.float32)
+        unwanted = n - logits if self._last else 0
+        output: Floats = np.empty((n - unwanted, self.vocab if self._last else self.hidden), np.float32)
         try:
             binding = self._bindings.get(row) or self._bind(session, row)
-            if self._first:
-                binding.bind_cpu_input("tokens", tokens.astype(np.int64)[None])
-            else:
-                binding.bind_cpu_input("hidden", np.ascontiguousarray(hidden, np.float32)[None])
-            if output.size:
-                binding.bind_output("output", "cpu", 0, np.float32, shape, output.ctypes.data)
-            else:
-                binding.bind_output("output")
-            session.run_with_iobinding(binding)
+            for start, stop in _runs(n, logits):
+                if self._first:
+                    binding.bind_cpu_input("tokens", tokens[start:stop].astype(np.int64)[None])
+                else:
+                    binding.bind_cpu_input("hidden", np.ascontiguousarray(hidden, np.float32)[None, start:stop])
+                self._last_index[0] = position + stop - 1
+                self._length[()] = position + stop
+                self._first_wanted[0] = min(max(unwanted, start), stop) - start
+                answer = output[None, max(start - unwanted, 0) : max(stop - unwanted, 0)]
+                if answer.size:
+                    binding.bind_output("output", "cpu", 0, np.float32, answer.shape, answer.ctypes.data)
+                else:
+                    binding.bind_output("output")
+                session.run_with_iobinding(binding)
         except _FAILURES as error:
             raise LocalFault(f"layers {self.span} failed at position {position}: {_one_line(error)}") from error
-        return output.reshape(shape[1:])
+        return output
 
     def release(self, row: int) -> None:
         """See `engine.stage.Stage`."""
@@ -143,6 +146,18 @@ class OrtStage:
             binding.bind_cpu_input("first_wanted", self._first_wanted)
         self._bindings[row] = binding
         return binding
+
+
+def _runs(n: int, logits: int) -> list[tuple[int, int]]:
+    """How a step of `n` positions is cut into runs of the graph: almost always not at all.
+
+    The attention kernel takes queries in blocks of 32, 64, … (twice the head's size); a last block of one query
+    would go through the kernel for single rows, whose last bits differ. Nor may one row of logits stand alone.
+    """
+    if n == 1 or n % QUERY_BLOCK != 1:
+        return [(0, n)]
+    cut = n - (5 if logits == 4 else 3)
+    return [(0, cut), (cut, n)]
 
 
 def _threads(wanted: int) -> int:
