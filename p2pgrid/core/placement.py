@@ -16,7 +16,8 @@ def choose_span(layers: int, span_max: int, taken: Sequence[Span]) -> Span:
     """The span that helps most, of at most `span_max` layers.
 
     Takes the longest range of layers held by the fewest nodes, from its start. It ends where another span
-    starts or ends, if one does within reach, because stages can only be joined there.
+    starts or ends, if one does within reach, because stages can only be joined there. It overlaps no span by
+    half: as long as spans are apart or one inside the other, a model that is covered has a route, whoever leaves.
     """
     counts = replicas(taken, layers)
     worst = max(runs(counts, min(counts)), key=lambda run: (len(run), -run.start))
@@ -24,8 +25,13 @@ def choose_span(layers: int, span_max: int, taken: Sequence[Span]) -> Span:
     if reach >= worst.stop and min(counts) == 0:
         return worst
     edges = {edge for span in taken for edge in (span.start, span.stop)} | {layers}
-    within = [edge for edge in edges if worst.start < edge <= reach]
-    return Span(worst.start, max(within, default=reach))
+    within = [Span(worst.start, edge) for edge in edges if worst.start < edge <= reach]
+    clean = [span for span in within if not any(_overlap_by_half(span, other) for other in taken)]
+    return max(clean, default=Span(worst.start, reach))
+
+
+def _overlap_by_half(a: Span, b: Span) -> bool:
+    return a.start < b.start < a.stop < b.stop or b.start < a.start < b.stop < a.stop
 
 
 def plan_joins(layers: int, taken: Sequence[Span], joiners: Mapping[PeerId, int]) -> dict[PeerId, Span]:
@@ -47,8 +53,9 @@ def settle(
     Two nodes may have chosen the same layers before they heard of each other. The one with the higher peer id
     yields, if other layers need it more; everybody else keeps what it has.
     """
-    ahead = replicas([*serving, *(span for peer, span in claims.items() if peer < own)], layers)
-    if max(ahead[current.start : current.stop]) == min(ahead):
+    lower = [*serving, *(span for peer, span in claims.items() if peer < own)]
+    ahead = replicas(lower, layers)
+    if max(ahead[current.start : current.stop]) == min(ahead) or choose_span(layers, span_max, lower) == current:
         return current
     return choose_span(layers, span_max, [*serving, *claims.values()])
 
