@@ -1,0 +1,126 @@
+"""Provider records in libp2p's Kademlia DHT, with its surprises taken out."""
+
+import logging
+import time
+from typing import Any
+
+import trio
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.peer.id import ID
+
+from p2pgrid.errors import BadInput
+from p2pgrid.ids import PeerId
+from p2pgrid.net.transport import DHT_KEY_BYTES_MAX
+from p2pgrid.wire.messages import Contact
+
+log = logging.getLogger(__name__)
+
+ANNOUNCE_PACE_S = 1.0
+"""A peer takes ten records in ten seconds and drops the rest without a word."""
+
+RECORD_S = 600.0
+"""A provider that did not renew its record for so long is gone; libp2p would keep it for two days."""
+
+KEYS_MAX = 4096
+QUERY_S_MAX = 2.0
+LOOKUP_S_MAX = 4.0
+ADDRESSES_MAX = 16
+UPKEEP_S = 30.0
+
+
+class Dht:
+    """Announce and look up, on top of a running `KadDHT`."""
+
+    def __init__(self, host: Any, *, server: bool) -> None:
+        # No limit of peers per subnet: a home or a campus is one subnet, and a grid.
+        mode = DHTMode.SERVER if server else DHTMode.CLIENT
+        self.service: Any = KadDHT(host, mode, max_peers_per_subnet=0)
+        self._own_id: ID = host.get_id()
+        self._announcing = trio.Lock()
+        self._next_announce_at = 0.0
+
+    async def add(self, peer: ID) -> None:
+        """Take a peer that is connected into the routing table."""
+        await self.service.add_peer(peer, skip_server_mode_check=True)
+
+    async def announce(self, key: str) -> None:
+        """Write ourselves as a provider of `key` to the peers nearest to it. Raises BadInput."""
+        name = _encode(key)
+        store = self.service.provider_store
+        async with self._announcing:
+            await trio.sleep_until(self._next_announce_at)
+            self._next_announce_at = trio.current_time() + ANNOUNCE_PACE_S
+            with trio.move_on_after(LOOKUP_S_MAX):
+                try:
+                    await store.provide(name)
+                except BaseLibp2pError as error:
+                    log.debug("announcing %s: %r", key, error)
+                finally:
+                    store.providing_keys.discard(name)  # we renew it ourselves, for as long as it is true
+
+    async def find_providers(self, key: str) -> list[Contact]:
+        """Who is written there, ourselves left out. Raises BadInput.
+
+        libp2p's own lookup answers from what it found before, for up to two days, and passes it on as if it
+        were a record; so the peers nearest to the key are asked one by one here, and nothing is kept.
+        """
+        name = _encode(key)
+        self._forget_old()
+        found: dict[ID, set[str]] = {}
+        self._collect(found, self.service.provider_store.get_providers(name))
+
+        async def ask(peer: ID) -> None:
+            with trio.move_on_after(QUERY_S_MAX):
+                store = self.service.provider_store
+                providers, _ = await store._get_providers_from_peer_with_closers(peer, name)
+                self._collect(found, providers)
+
+        with trio.move_on_after(LOOKUP_S_MAX):
+            async with trio.open_nursery() as queries:
+                for peer in await self._nearest(name):
+                    queries.start_soon(ask, peer)
+        return [
+            Contact(PeerId(str(peer)), tuple(sorted(addresses)[:ADDRESSES_MAX])) for peer, addresses in found.items()
+        ]
+
+    async def keep_up(self) -> None:
+        """Look ourselves up now and then, which is how peers get to know each other; forget what is old."""
+        while True:
+            with trio.move_on_after(LOOKUP_S_MAX):
+                for peer in await self._nearest(self._own_id.to_bytes()):
+                    await self.add(peer)
+            self._forget_old()
+            await trio.sleep(UPKEEP_S)
+
+    async def _nearest(self, name: bytes) -> list[ID]:
+        try:
+            peers = await self.service.peer_routing.find_closest_peers_network(name)
+        except BaseLibp2pError as error:
+            log.debug("looking for peers: %r", error)
+            return []
+        return [peer for peer in peers if peer != self._own_id]
+
+    def _collect(self, found: dict[ID, set[str]], providers: list[Any]) -> None:
+        for provider in providers:
+            if provider.peer_id != self._own_id:
+                addresses = {str(address) for address in provider.addrs}
+                found.setdefault(provider.peer_id, set()).update(a for a in addresses if len(a) <= 256)
+
+    def _forget_old(self) -> None:
+        records = self.service.provider_store.providers
+        written_after = time.time() - RECORD_S  # libp2p stamps records with the wall clock
+        for name in list(records):
+            for peer in [p for p, record in records[name].items() if record.timestamp < written_after]:
+                del records[name][peer]
+            if not records[name]:
+                del records[name]
+        for name in list(records)[:-KEYS_MAX]:
+            del records[name]
+
+
+def _encode(key: str) -> bytes:
+    name = key.encode()
+    if len(name) > DHT_KEY_BYTES_MAX:
+        raise BadInput(f"the DHT key {key!r} is over {DHT_KEY_BYTES_MAX} bytes")
+    return name

@@ -1,0 +1,163 @@
+"""The transport port on a running libp2p host."""
+
+import logging
+from typing import Any
+
+import trio
+from libp2p.custom_types import TProtocol
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.peer.id import ID
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF
+
+from p2pgrid.errors import P2pgridError, PeerUnavailable
+from p2pgrid.ids import PeerId
+from p2pgrid.net.libp2p_transport.addresses import dialable
+from p2pgrid.net.libp2p_transport.dht import Dht
+from p2pgrid.net.libp2p_transport.host import CLOSE_STREAM_S_MAX, abort, let_go, live_connections
+from p2pgrid.net.transport import ByteStream, StreamHandler
+from p2pgrid.wire.messages import Contact
+
+log = logging.getLogger(__name__)
+
+READ_BYTES = 256 * 1024
+NEGOTIATE_S_MAX = 2.5
+"""A connection on which a new stream gets no answer for so long is dead, whatever TCP thinks."""
+
+ADDRESS_TTL_S = 3600
+
+_STREAM_ERRORS = (BaseLibp2pError, trio.BrokenResourceError, trio.ClosedResourceError, OSError, ValueError)
+
+
+class Libp2pStream:
+    """See `net.transport.ByteStream`."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        # Below libp2p's bookkeeping of stream states, whose locks cost each read and write two more turns.
+        self._muxed = stream.muxed_stream
+        self._peer = PeerId(str(stream.muxed_conn.peer_id))
+        self._closed = False
+
+    @property
+    def peer(self) -> PeerId:
+        return self._peer
+
+    async def send_all(self, data: bytes) -> None:
+        try:
+            await self._muxed.write(data)
+        except _STREAM_ERRORS as error:
+            raise PeerUnavailable(f"the stream to {self._peer} broke: {_brief(error)}") from error
+
+    async def receive_some(self) -> bytes:
+        try:
+            data: bytes = await self._muxed.read(READ_BYTES)
+        except MuxedStreamEOF:
+            return b""
+        except _STREAM_ERRORS as error:
+            raise PeerUnavailable(f"the stream from {self._peer} broke: {_brief(error)}") from error
+        return data
+
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(CLOSE_STREAM_S_MAX) as waiting:
+                try:
+                    await self._stream.close()
+                except _STREAM_ERRORS as error:
+                    log.debug("closing a stream to %s: %r", self._peer, error)
+            if waiting.cancelled_caught:
+                await abort(self._stream.muxed_conn)
+
+    async def reset(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await let_go(self._stream)
+
+
+class Libp2pTransport:
+    """See `net.transport.Transport`."""
+
+    def __init__(self, host: Any, dht: Dht) -> None:
+        self._host = host
+        self._dht = dht
+        self._peer = PeerId(str(host.get_id()))
+
+    @property
+    def peer(self) -> PeerId:
+        return self._peer
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return tuple(str(address) for address in self._host.get_addrs())
+
+    def serve(self, protocol: str, handler: StreamHandler) -> None:
+        async def handle(net_stream: Any) -> None:
+            stream = Libp2pStream(net_stream)
+            try:
+                await handler(stream)
+            except P2pgridError as error:
+                log.info("stream %s from %s reset: %s", protocol, stream.peer, error)
+                await stream.reset()
+            except Exception:  # the owner of the handler's task: no handler may hurt another one
+                log.exception("handler of %s failed on a stream from %s", protocol, stream.peer)
+                await stream.reset()
+            finally:
+                await stream.aclose()
+
+        self._host.set_stream_handler(TProtocol(protocol), handle)
+
+    async def open_stream(self, contact: Contact, protocol: str) -> ByteStream:
+        if contact.peer == self._peer:
+            raise PeerUnavailable("a node does not dial itself")
+        peer = await self.connect(contact)
+        opened = False
+        try:
+            with trio.move_on_after(NEGOTIATE_S_MAX):
+                stream = Libp2pStream(await self._host.new_stream(peer, [TProtocol(protocol)]))
+                opened = True
+                return stream
+        except _STREAM_ERRORS as error:
+            opened = True  # it answered, if only to refuse
+            raise PeerUnavailable(f"{contact.peer} does not speak {protocol}: {_brief(error)}") from error
+        finally:
+            if not opened:
+                await self._abort_silent(peer)
+        raise PeerUnavailable(f"{contact.peer} does not answer on its connection")
+
+    async def connect(self, contact: Contact) -> ID:
+        """Have a connection to that peer. Raises PeerUnavailable, with the reason for each address."""
+        peer = _id_of(contact.peer)
+        if live_connections(self._host, peer):
+            return peer
+        addresses = dialable(contact.addresses)
+        if addresses:
+            self._host.get_peerstore().clear_addrs(peer)  # what is known now is better than what was
+            self._host.get_peerstore().add_addrs(peer, addresses, ADDRESS_TTL_S)
+        try:
+            await self._host.get_network().dial_peer(peer)
+        except _STREAM_ERRORS as error:
+            raise PeerUnavailable(f"cannot reach {contact.peer} ({_brief(error)})") from error
+        return peer
+
+    async def announce(self, key: str) -> None:
+        await self._dht.announce(key)
+
+    async def find_providers(self, key: str) -> list[Contact]:
+        return await self._dht.find_providers(key)
+
+    async def _abort_silent(self, peer: ID) -> None:
+        for connection in live_connections(self._host, peer):
+            await abort(connection.muxed_conn)
+
+
+def _id_of(peer: PeerId) -> ID:
+    try:
+        return ID.from_string(peer)
+    except (ValueError, BaseLibp2pError) as error:
+        raise PeerUnavailable(f"{peer!r} is no peer id") from error
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:300]
