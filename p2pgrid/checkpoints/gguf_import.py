@@ -4,6 +4,7 @@ Paid once, when a model is imported: nodes read the manifest and go straight to 
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -52,8 +53,8 @@ def read_gguf(path: Path, advance: Advance) -> tuple[Manifest, TokenizerData]:
         ffn=shape.ffn,
         vocab=shape.vocab,
         context=shape.context,
-        rope_theta=file.get("llama.rope.freq_base", float, 10_000.0),
-        norm_eps=file.get("llama.attention.layer_norm_rms_epsilon", float),
+        rope_theta=shape.rope_theta,
+        norm_eps=shape.norm_eps,
         weights=weights,
         weights_bytes=file.nbytes,
         tokenizer=hashlib.sha256(tokenizer.to_bytes()).hexdigest(),
@@ -118,6 +119,10 @@ class _Shape:
             )
         if file.get("llama.rope.dimension_count", int, self.head_dim) != self.head_dim:
             raise BadInput(f"{file.path} rotates only a part of each head, which this version cannot run")
+        self.rope_theta = file.get("llama.rope.freq_base", float, 10_000.0)
+        self.norm_eps = file.get("llama.attention.layer_norm_rms_epsilon", float)
+        if not (0 < self.rope_theta < math.inf and 0 < self.norm_eps < math.inf):
+            raise LocalFault(f"{file.path}: rope base {self.rope_theta}, norm epsilon {self.norm_eps}: it is damaged")
         embedding = next((entry for entry in file.tensors if entry.name == "token_embd.weight"), None)
         self.vocab = embedding.shape[0] if embedding else file.get("llama.vocab_size", int)
         self.rope_factors = any(entry.name == ROPE_FACTORS for entry in file.tensors)

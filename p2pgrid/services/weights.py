@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import shutil
+import subprocess
 import sys
 import zipfile
 import zlib
@@ -33,6 +34,12 @@ SPARE_BYTES = 16 * 1024 * 1024
 """Disk space that a download leaves free."""
 WATCH_EVERY_S = 0.1
 LOG = "pip.log"
+LEASHED_PIP = """
+import os, runpy, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
+"""pip as a program that ends when its standard input does: so it does not outlive a parent that was killed."""
 NO_NETWORK = re.compile(r"Retrying|Connection|resolution|timed out|Max retries|ProxyError|SSLError", re.IGNORECASE)
 
 T = TypeVar("T")
@@ -138,13 +145,14 @@ async def _download(entry: CatalogueEntry, folder: Path, advance: Callable[[int]
         )
     log = folder / LOG
     arguments = "download --quiet --no-input --disable-pip-version-check --no-cache-dir --retries 2 --timeout 15"
-    command = [sys.executable, "-m", "pip", *arguments.split(), "--no-deps", "--only-binary=:all:"]
+    command = [sys.executable, "-c", LEASHED_PIP, *arguments.split(), "--no-deps", "--only-binary=:all:"]
     command += ["--dest", str(folder), f"{entry.package}=={entry.version}"]
     environment = os.environ | {"TMPDIR": str(folder)}
     with disk_errors("write", log), log.open("wb") as output:
         process = await trio.lowlevel.open_process(
-            command, stdin=None, stdout=output, stderr=output, cwd=folder, env=environment
+            command, stdin=subprocess.PIPE, stdout=output, stderr=output, cwd=folder, env=environment
         )
+    assert process.stdin is not None
     try:
         while process.poll() is None:
             with trio.move_on_after(WATCH_EVERY_S):
@@ -153,8 +161,9 @@ async def _download(entry: CatalogueEntry, folder: Path, advance: Callable[[int]
     finally:
         if process.returncode is None:
             process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+            await process.stdin.aclose()
     return _what_pip_left(entry, folder, process.returncode)
 
 

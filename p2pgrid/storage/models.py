@@ -5,6 +5,7 @@ lock of `models/`, so that several processes may add and remove models at once.
 """
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -123,11 +124,11 @@ class ModelStore:
 
     def known_ids(self) -> list[ModelId]:
         """The models that have a name here or in the catalogue."""
-        return sorted({self.resolve(name) for name in (*self.names(), *catalogue())})
+        return sorted({model for _, model in self._named()})
 
     def name_of(self, model: ModelId) -> str | None:
         """The first name of a model, here or in the catalogue."""
-        return next((name for name in (*self.names(), *catalogue()) if self.resolve(name) == model), None)
+        return next((name for name, named in self._named() if named == model), None)
 
     def check_name(self, name: str, model: ModelId | None = None) -> None:
         """Raises BadInput unless `name` is a name, and, with `model`, is free or already that model's."""
@@ -162,6 +163,14 @@ class ModelStore:
                 path.unlink()
             kept = {digest for other in self.names() for digest in self._needs(other)}
             return sum(self.blobs.remove(digest) for digest in mine - kept)
+
+    def _named(self) -> list[tuple[str, ModelId]]:
+        """Names and models, those here first; names that cannot be read are left out."""
+        found = []
+        for name in self.names():
+            with suppress(BadInput, LocalFault):
+                found.append((name, self._model_of(name)))
+        return found + [(name, entry.model) for name, entry in catalogue().items()]
 
     def _needs(self, name: str) -> set[str]:
         """The blobs behind a name, as far as that can be read."""
