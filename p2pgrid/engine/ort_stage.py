@@ -43,10 +43,11 @@ def open_stage(
     settings: StageSettings,
     advance: Advance | None = None,
 ) -> "OrtStage":
-    """Read the span's weights from the checkpoint and make them ready to run; about a second for 70 MB.
+    """Read the span's weights from the checkpoint and make them ready to run; half a second for 60 MB.
 
     `advance(done, total)` is told the bytes read; what it raises stops the work.
-    Raises LocalFault when the file is damaged, the model is not supported, or memory is short.
+    Needs as much room in the directory for temporary files as the span has weights, until the stage is closed.
+    Raises LocalFault when the file is damaged, the model is not supported, or room is short.
     """
     if span.stop > manifest.layers:
         raise LocalFault(f"the model has {manifest.layers} layers, so there is no span {span}")
@@ -57,7 +58,7 @@ def open_stage(
             graph = build_graph(SpanWeights(path, manifest, span, advance), slab_positions, Path(folder))
             session = _session(graph, _threads(settings.threads))
         slabs = KvSlabs(len(span), settings.sessions_max, manifest.kv_heads, slab_positions, manifest.head_dim)
-    except _FAILURES as error:
+    except (OSError, *_FAILURES) as error:
         raise LocalFault(f"cannot open layers {span} of {path}: {_one_line(error)}") from error
     _trim_heap()
     return OrtStage(manifest, span, context_max, session, slabs)

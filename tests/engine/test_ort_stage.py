@@ -1,4 +1,5 @@
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -206,6 +207,21 @@ def test_a_span_beyond_the_model_and_an_unknown_architecture_are_refused(tiny: T
     other = msgspec.structs.replace(tiny.manifest, architecture="mamba")
     with pytest.raises(LocalFault, match="mamba"):
         open_stage(tiny.path, other, Span(0, 2), SETTINGS)
+
+
+def test_no_room_for_temporary_files_is_a_local_fault(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tiny.path.parent / "nowhere"))
+    with pytest.raises(LocalFault, match=r"cannot open layers 0:2 .*nowhere"):
+        open_stage(tiny.path, tiny.manifest, Span(0, 2), SETTINGS)
+
+
+def test_opening_leaves_no_temporary_files(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with opened(tiny.path, tiny.manifest) as stages:
+        assert not list(tmp_path.iterdir())
+        assert np.array_equal(
+            in_chunks(stages, 0, some_tokens(9), [9]), in_chunks([tiny.whole], 0, some_tokens(9), [9])
+        )
 
 
 def test_opening_tells_how_far_it_is_and_can_be_stopped(tiny: Tiny) -> None:
