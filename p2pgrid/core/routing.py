@@ -51,7 +51,7 @@ def explain_no_route(serving: Sequence[Advert], layers: int) -> str:
     if missing:
         ranges = ", ".join(str(span) for span in missing)
         return f"the swarm does not cover the model: layers {ranges} of 0:{layers} are missing; start a node for them"
-    held = ", ".join(sorted({str(span) for span in spans}))
+    held = ", ".join(str(span) for span in sorted(set(spans)))
     return (
         f"every layer of 0:{layers} is held, but no chain of stages joins up ({held}): start a node with --layers"
         " that ends where another one starts"
