@@ -123,7 +123,7 @@ def _take_in_file(store: ModelStore, name: str, path: Path, advance: Advance) ->
             advance(nbytes + done, nbytes + of if of else 0)
 
         manifest, tokenizer = _read_copy(checkpoint, path, hashed)
-        already = name in store.names() and store.resolve(name) == manifest.id and store.has(manifest.id)
+        already = name in store.names() and store.has(manifest.id)
         model = store.register(name, manifest, tokenizer, checkpoint)
         return Obtained(name, model, nbytes, already)
 

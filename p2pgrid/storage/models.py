@@ -5,7 +5,6 @@ lock of `models/`, so that several processes may add and remove models at once.
 """
 
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -110,26 +109,6 @@ class ModelStore:
         except (BadInput, LocalFault):
             return False
 
-    def resolve(self, name_or_id: str) -> ModelId:
-        """The model id of a name here, of a name in the catalogue, or of itself; it need not be here.
-
-        Raises BadInput for an unknown name.
-        """
-        if DIGEST.fullmatch(name_or_id):
-            return ModelId(name_or_id)
-        listed = catalogue().get(name_or_id)
-        if listed is not None and name_or_id not in self.names():
-            return listed.model
-        return self._model_of(name_or_id)
-
-    def known_ids(self) -> list[ModelId]:
-        """The models that have a name here or in the catalogue."""
-        return sorted({model for _, model in self._named()})
-
-    def name_of(self, model: ModelId) -> str | None:
-        """The first name of a model, here or in the catalogue."""
-        return next((name for name, named in self._named() if named == model), None)
-
     def check_name(self, name: str, model: ModelId | None = None) -> None:
         """Raises BadInput unless `name` is a name, and, with `model`, is free or already that model's."""
         if not NAME.fullmatch(name) or DIGEST.fullmatch(name):
@@ -163,14 +142,6 @@ class ModelStore:
                 path.unlink()
             kept = {digest for other in self.names() for digest in self._needs(other)}
             return sum(self.blobs.remove(digest) for digest in mine - kept)
-
-    def _named(self) -> list[tuple[str, ModelId]]:
-        """Names and models, those here first; names that cannot be read are left out."""
-        found = []
-        for name in self.names():
-            with suppress(BadInput, LocalFault):
-                found.append((name, self._model_of(name)))
-        return found + [(name, entry.model) for name, entry in catalogue().items()]
 
     def _needs(self, name: str) -> set[str]:
         """The blobs behind a name, as far as that can be read."""
