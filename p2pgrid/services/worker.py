@@ -12,6 +12,7 @@ from p2pgrid.engine.stage import Executor, Stage
 from p2pgrid.errors import LocalFault, PeerMisbehaved, PeerUnavailable
 from p2pgrid.ids import ModelId, PeerId, SessionId
 from p2pgrid.net.links import Delivery, Links
+from p2pgrid.wire.codec import FRAME_BYTES_MAX
 from p2pgrid.wire.messages import (
     Busy,
     Close,
@@ -31,6 +32,8 @@ log = structlog.get_logger()
 
 RETRY_AFTER_S = 1.0
 FAREWELL_S_MAX = 0.5
+HIDDEN_BYTES_MAX = FRAME_BYTES_MAX - 16 * 1024
+"""Hidden states of one step; what is left of the frame holds its token ids, targets and names."""
 
 
 class _Session:
@@ -43,6 +46,8 @@ class _Session:
         # the step was run.
         self.enqueue, self.steps = trio.open_memory_channel[Delivery](float("inf"))
         self.scope = trio.CancelScope()
+        self.ending = False
+        """No step is taken any more; the row is given back as soon as the executor has come to it."""
         self.farewell: str | None = None
 
 
@@ -138,11 +143,13 @@ class Worker:
         self._tasks.start_soon(self._serve, session)
 
     def _enqueue(self, session: _Session, delivery: Delivery) -> None:
-        if session.machine.may_send(delivery.peer):
+        if not session.machine.may_send(delivery.peer):
+            log.warning("step from a peer that is not in the session's route", peer=delivery.peer)
+            delivery.release()
+        elif session.ending:
+            delivery.release()
+        else:
             session.enqueue.send_nowait(delivery)
-            return
-        log.warning("step from a peer that is not in the session's route", peer=delivery.peer)
-        delivery.release()
 
     def _end(self, session: _Session, farewell: str | None) -> None:
         """End a session from outside its task; `farewell` is told to its client."""
@@ -156,7 +163,8 @@ class Worker:
             with session.scope:
                 following = machine.next_hop
                 await self._links.connect(Contact(following.peer, following.addresses))
-                await self._say(machine.client, Opened(machine.opening.session, machine.epoch, machine.hop))
+                # Not `_say`: a client whose link was lost before its session was known here is lost for good.
+                await self._links.send(machine.client, Opened(machine.opening.session, machine.epoch, machine.hop))
                 async for delivery in session.steps:
                     try:
                         await self._step(session, delivery.message)
@@ -174,7 +182,7 @@ class Worker:
                 )
 
     async def _forget(self, session: _Session) -> None:
-        session.enqueue.close()
+        session.ending = True
         for delivery in _waiting(session):
             delivery.release()
         # In the executor's lane, so behind a step of this row that may still be running.
@@ -203,6 +211,9 @@ class Worker:
         """What the executor runs for `step`. Raises PeerMisbehaved for tensors that do not fit the model."""
         stage = self._stage
         tokens = unpack_ints(step.tokens, stage.vocab)
+        if 4 * len(tokens) * stage.hidden > HIDDEN_BYTES_MAX:
+            positions = HIDDEN_BYTES_MAX // (4 * stage.hidden)
+            raise PeerMisbehaved(f"a step of {len(tokens)} positions fits no frame: send {positions} or fewer at once")
         hidden = None if stage.span.start == 0 else unpack_floats(step.hidden, len(tokens), stage.hidden)
         targets = unpack_ints(step.targets, stage.vocab)
         if step.want == "scores" and len(targets) != len(tokens):
@@ -258,5 +269,5 @@ def _waiting(session: _Session) -> list[Delivery]:
     while True:
         try:
             found.append(session.steps.receive_nowait())
-        except (trio.WouldBlock, trio.EndOfChannel):
+        except trio.WouldBlock:
             return found

@@ -1,0 +1,238 @@
+"""Peers over a network in memory, for tests of services, nodes and clients: toy stages whose rows are counted."""
+
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import msgspec
+import trio
+
+from p2pgrid.core.generation import Generation
+from p2pgrid.core.text import TextStream
+from p2pgrid.engine.executor import InlineExecutor
+from p2pgrid.engine.stage import Executor, Stage
+from p2pgrid.engine.toy_stage import ToyStage
+from p2pgrid.ids import ModelId, PeerId, SessionId, Span
+from p2pgrid.net.memory_transport import MemoryNetwork
+from p2pgrid.node.answer import Answer, Session, generate
+from p2pgrid.node.peer import Peer, open_peer
+from p2pgrid.services.local import LocalSession
+from p2pgrid.services.worker import Worker
+from p2pgrid.settings import LinkSettings, PipelineSettings
+from p2pgrid.wire.messages import Advert, Contact, Hop, Open, Sampling, SessionMessage, Step
+from p2pgrid.wire.tensors import Floats, Ints, pack_ints
+from tests.net.peers import Node as LinkedNode
+from tests.net.peers import identity
+
+MODEL = ModelId("70" * 32)
+LAYERS = 10
+CONTEXT_MAX = 64
+CHUNK = 8
+WALL_EPOCH_S = 1_700_000_000.0
+SESSION = SessionId("5e" * 16)
+PROMPT = tuple((7 * i + 3) % 256 for i in range(20))
+GREEDY = Sampling()
+SEEDED = Sampling(temperature=0.9, top_p=0.95, seed=11)
+QUICK = PipelineSettings(prefill_chunk=CHUNK)
+SMALL_WINDOW = LinkSettings(window_bytes=4096)
+"""Room for four small messages."""
+
+
+def wall() -> float:
+    return WALL_EPOCH_S + trio.current_time()
+
+
+class CountedStage(ToyStage):
+    """A toy stage that remembers which rows were given back, and whether it was closed."""
+
+    def __init__(self, span: Span, rows: int = 4, layers: int = LAYERS, seed: int = 0) -> None:
+        super().__init__(span, layers, rows, CONTEXT_MAX, seed=seed)
+        self.released: list[int] = []
+        self.steps = 0
+        self.closed = 0
+
+    def step(self, row: int, position: int, tokens: Ints, hidden: Floats | None, logits: int) -> Floats:
+        self.steps += 1
+        return super().step(row, position, tokens, hidden, logits)
+
+    def release(self, row: int) -> None:
+        self.released.append(row)
+        super().release(row)
+
+    def close(self) -> None:
+        self.closed += 1
+        super().close()
+
+
+def cut(parts: int, layers: int = LAYERS) -> list[Span]:
+    """`parts` spans that cover `layers`, as equal as they can be."""
+    edges = [layers * i // parts for i in range(parts + 1)]
+    return [Span(a, b) for a, b in pairwise(edges)]
+
+
+@asynccontextmanager
+async def joined(
+    network: MemoryNetwork,
+    number: int,
+    *,
+    link_settings: LinkSettings = LinkSettings(),  # noqa: B008 - frozen
+    pipeline_settings: PipelineSettings = QUICK,
+) -> AsyncIterator[Peer]:
+    """A participant with the identity of that number."""
+    own = identity(number)
+    async with (
+        network.open(own) as transport,
+        open_peer(
+            transport,
+            own,
+            wall=wall,
+            rng=random.Random(number),
+            link_settings=link_settings,
+            pipeline_settings=pipeline_settings,
+        ) as peer,
+    ):
+        yield peer
+
+
+@asynccontextmanager
+async def serving(peer: Peer, stage: Stage, executor: Executor) -> AsyncIterator[Worker]:
+    """`stage` served by `peer`, as a node does it."""
+    async with trio.open_nursery() as tasks:
+        worker = Worker(MODEL, stage, executor, peer.links, peer.transport.peer)
+        await tasks.start(worker.run)
+        peer.worker = worker
+        yield worker
+        tasks.cancel_scope.cancel()
+
+
+def contact_of(peer: Peer) -> Contact:
+    return Contact(peer.transport.peer, peer.transport.addresses)
+
+
+def hop_of(peer: Peer, span: Span) -> Hop:
+    return Hop(peer.transport.peer, span, peer.transport.addresses)
+
+
+@dataclass
+class Chain:
+    """A client and the stages of one route, on one network."""
+
+    network: MemoryNetwork
+    client: Peer
+    peers: list[Peer] = field(default_factory=list)
+    workers: list[Worker] = field(default_factory=list)
+    stages: list[CountedStage] = field(default_factory=list)
+
+    @property
+    def route(self) -> tuple[Hop, ...]:
+        return tuple(hop_of(peer, stage.span) for peer, stage in zip(self.peers, self.stages, strict=True))
+
+    @property
+    def rows_taken(self) -> list[int]:
+        """At each stage, KV rows that are not free."""
+        return [stage.rows - worker.sessions_free for stage, worker in zip(self.stages, self.workers, strict=True)]
+
+
+@asynccontextmanager
+async def open_chain(
+    parts: int | Sequence[Span],
+    *,
+    rows: int = 4,
+    cost_s: float = 0.001,
+    link_settings: LinkSettings = LinkSettings(),  # noqa: B008 - frozen
+    pipeline_settings: PipelineSettings = QUICK,
+) -> AsyncIterator[Chain]:
+    """A running chain; a step of each stage takes `cost_s`."""
+    network = MemoryNetwork(random.Random(1))
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(
+            joined(network, 900, link_settings=link_settings, pipeline_settings=pipeline_settings)
+        )
+        chain = Chain(network, client)
+        for number, span in enumerate(cut(parts) if isinstance(parts, int) else parts):
+            peer = await stack.enter_async_context(joined(network, number, link_settings=link_settings))
+            stage = CountedStage(span, rows)
+            worker = await stack.enter_async_context(serving(peer, stage, InlineExecutor(cost_s)))
+            chain.peers.append(peer)
+            chain.workers.append(worker)
+            chain.stages.append(stage)
+        yield chain
+
+
+# ── answers ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def generation(prompt: Sequence[int] = PROMPT, max_tokens: int = 16, *, run_ahead: bool = True) -> Generation:
+    return Generation(
+        prompt, max_tokens=max_tokens, stop_tokens=(), context_max=CONTEXT_MAX, chunk=CHUNK, run_ahead=run_ahead
+    )
+
+
+async def answer_of(
+    session: Session,
+    wanted: Generation,
+    bytes_of: Callable[[int], bytes] = lambda token: b"",
+    stop: Sequence[str] = (),
+    show: Callable[[str], None] = lambda text: None,
+) -> Answer:
+    return await generate(session, wanted, text=TextStream(stop), bytes_of=bytes_of, show=show)
+
+
+async def alone(
+    sampling: Sampling = GREEDY, prompt: Sequence[int] = PROMPT, max_tokens: int = 16, seed: int = 0
+) -> list[int]:
+    """The token ids that one process with all layers answers."""
+    stage = CountedStage(Span(0, LAYERS), 1, seed=seed)
+    session = LocalSession(stage, InlineExecutor(), sampling)
+    return (await answer_of(session, generation(prompt, max_tokens, run_ahead=False))).token_ids
+
+
+# ── messages, one by one ─────────────────────────────────────────────────────────────────────────────────
+
+
+def opening(route: tuple[Hop, ...], hop: int, session: SessionId = SESSION, sampling: Sampling = GREEDY) -> Open:
+    return Open(session, 0, MODEL, route, hop, sampling)
+
+
+def a_step(position: int, tokens: Sequence[int], *, want: bool = False, session: SessionId = SESSION) -> Step:
+    return Step(session, 0, position, pack_ints(tokens), want="token" if want else "nothing")
+
+
+async def open_by_hand(client: LinkedNode, route: tuple[Hop, ...], session: SessionId = SESSION) -> None:
+    """A session on every stage of `route`; returns when all have said `Opened`."""
+    before = len(client.arrived)
+    for hop, stage in enumerate(route):
+        await client.links.connect(Contact(stage.peer, stage.addresses))
+        await client.links.send(stage.peer, opening(route, hop, session))
+    with trio.fail_after(10):
+        await client.arrival(before + len(route))
+
+
+async def reply(client: LinkedNode) -> SessionMessage:
+    """The next message that comes, taken off the list."""
+    with trio.fail_after(30):
+        await client.arrival(1)
+    return client.arrived.pop(0)[1]
+
+
+# ── adverts ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def serving_advert(peer: PeerId, span: Span | None = None, **changes: object) -> Advert:
+    """What a node of `peer` would say of itself; discovery fills in what it knows better."""
+    advert = Advert(
+        peer=peer,
+        addresses=(),
+        model=MODEL,
+        layers=LAYERS,
+        state="serving",
+        span=span or Span(0, LAYERS),
+        span_max=LAYERS,
+        sequence=0,
+        expires_at_s=0.0,
+        step_ms=1.0,
+        sessions_free=4,
+    )
+    return msgspec.structs.replace(advert, **changes)
