@@ -21,7 +21,7 @@ from p2pgrid.ids import PeerId, Span
 from p2pgrid.wire.manifest import Manifest, TensorEntry
 from tests.core.adverts import advert
 
-bounded = settings(max_examples=200, deadline=None)
+bounded = settings(max_examples=100, deadline=None)
 LAYERS = 12
 sizes = st.integers(1, LAYERS + 2)
 any_spans = st.lists(
@@ -105,7 +105,7 @@ def swarms(layers: int, events: Sequence[int]) -> Iterator[list[Span]]:
 
 @given(st.integers(1, 20), st.lists(events, max_size=40))
 @example(20, [10, 10, 4, 20, -2, -2])
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_whoever_leaves_a_model_that_is_still_covered_has_a_route(layers: int, events: list[int]) -> None:
     for spans in swarms(layers, events):
         if not missing_layers(spans, layers):
@@ -151,7 +151,7 @@ LOW, HIGH = PeerId("A"), PeerId("B")
 
 @given(st.lists(events, max_size=12), sizes, st.permutations([LOW, HIGH]))
 @example([3, 1, 3, 9, 9, 7, -4, -1, 8], 7, [LOW, HIGH])
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_of_two_nodes_that_chose_the_same_layers_the_lower_id_keeps_them(
     before: list[int], span_max: int, order: list[PeerId]
 ) -> None:

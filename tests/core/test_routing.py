@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pgrid.core.routing import FULL_MS, HOP_MS, find_route
@@ -9,7 +9,7 @@ from p2pgrid.ids import PeerId, Span
 from p2pgrid.wire.messages import Advert, Hop
 from tests.core.adverts import advert
 
-bounded = settings(max_examples=200, deadline=None)
+bounded = settings(max_examples=100, deadline=None)
 LAYERS = 6
 PEERS = "ABCDEF"
 
@@ -70,18 +70,18 @@ def test_the_route_is_the_cheapest_of_all_chains(
     assert sum(cost_ms(a, spread_ms) for a in chosen) == pytest.approx(cheapest)
 
 
-@given(swarms(), st.permutations(range(len(PEERS))))
+@given(swarms())
 @bounded
-def test_the_order_of_the_adverts_does_not_matter(adverts: list[Advert], order: list[int]) -> None:
-    assume(chains(adverts))
-    shuffled = [adverts[i] for i in order if i < len(adverts)]
-    assert find_route(shuffled, LAYERS) == find_route(adverts, LAYERS)
+def test_the_order_of_the_adverts_does_not_matter(adverts: list[Advert]) -> None:
+    if chains(adverts):
+        assert find_route(adverts[::-1], LAYERS) == find_route(adverts, LAYERS)
 
 
 @given(swarms())
 @bounded
 def test_a_missing_route_names_exactly_the_missing_layers_or_says_that_no_chain_joins_up(adverts: list[Advert]) -> None:
-    assume(not chains(adverts))
+    if chains(adverts):
+        return
     gaps = missing_layers([a.span for a in adverts if a.state == "serving" and a.span is not None], LAYERS)
     with pytest.raises(NoRoute) as caught:
         find_route(adverts, LAYERS)

@@ -101,6 +101,11 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_mass(logits: Floats, samp
     assert all(chances[token] <= least for token in set(range(len(logits))) - set(kept.tolist()))
 
 
+def test_a_set_that_reaches_the_mass_exactly_takes_no_token_more() -> None:
+    assert _kept(np.zeros(4), Sampling(1.0, 0.5)).tolist() == [0, 1]
+    assert _kept(np.zeros(4), Sampling(1.0, 0.51)).tolist() == [0, 1, 2]
+
+
 @given(logits_of_any_size, warm_samplings)
 @bounded
 def test_the_filters_keep_at_least_one_token_and_at_most_top_k(logits: Floats, sampling: Sampling) -> None:
