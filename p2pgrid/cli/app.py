@@ -4,20 +4,28 @@ Exit status: 0 = done, 1 = failed (the command was right, something else was not
 the command). Sub-commands are imported only when used, so that `--help` is quick.
 """
 
+import logging
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 
+import structlog
 from cyclopts import App, CycloptsError
 
 from p2pgrid import __version__
 from p2pgrid.cli.console import say
 from p2pgrid.errors import BadInput, P2pgridError
 
+LOG_LEVEL_VARIABLE = "P2PGRID_LOG"
+
 app = App(
     name="p2pgrid",
     version=__version__,
-    help="Idle machines as one peer-to-peer inference network. Start with: p2pgrid swarm --nodes 3",
+    help="Idle machines as one peer-to-peer inference network. Start with: p2pgrid swarm --nodes 3 --keep",
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # `run` turns it into a line and a status
 )
 for _name in ("swarm", "generate", "node", "bootstrap", "status", "score", "sim"):
     app.command(f"p2pgrid.cli.{_name}:{_name}", name=_name)
@@ -27,7 +35,9 @@ app.command("p2pgrid.cli.models:app", name="models")
 def run(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status."""
     try:
+        _log_to_stderr(os.environ.get(LOG_LEVEL_VARIABLE, "warning"))
         result = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
     except CycloptsError as error:
         say(f"p2pgrid: {' '.join(str(error).split())}")
         return 2
@@ -40,8 +50,31 @@ def run(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("p2pgrid: interrupted")
         return 1
+    except BrokenPipeError:
+        # Whoever read our output has gone; a second complaint at exit would help nobody.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001 - owns every failure that nobody expected: a user gets no traceback
+        say(f"p2pgrid: a defect of p2pgrid: {type(error).__name__}: {error}; details are in {_write_down(error)}")
+        return 1
     return result if isinstance(result, int) else 0
 
 
 def main() -> None:
     sys.exit(run())
+
+
+def _log_to_stderr(level: str) -> None:
+    names = logging.getLevelNamesMapping()
+    if level.upper() not in names:
+        raise BadInput(f"{LOG_LEVEL_VARIABLE}={level}: give one of debug, info, warning, error")
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(names[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def _write_down(error: Exception) -> str:
+    with tempfile.NamedTemporaryFile("w", prefix="p2pgrid-defect-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    return file.name

@@ -38,7 +38,7 @@ Action = SendStep | Emit | Finish
 
 
 def chunks(length: int, size: int) -> list[tuple[int, int]]:
-    """Cut `[0, length)` into prefill steps `[start, stop)` of `size` positions.
+    """Cut `[0, length)` into prefill steps `[start, stop)` of `size` positions; none for a length of 0.
 
     No step has exactly one position unless the whole text has: a single row takes another kernel, whose last
     bits differ from the same row inside a larger step. A remainder of one borrows from the step before it.
@@ -46,6 +46,8 @@ def chunks(length: int, size: int) -> list[tuple[int, int]]:
     if size < 3:
         raise ValueError("a prefill step has at least 3 positions, so that one can be lent to the last step")
     starts = list(range(0, length, size))
+    if not starts:
+        return []
     if length > size and length - starts[-1] == 1:
         starts[-1] -= 1
     return list(zip(starts, [*starts[1:], length], strict=True))
@@ -92,14 +94,15 @@ class Generation:
         return len(self.prompt) + len(self.tokens)
 
     def start(self) -> list[Action]:
-        """The prompt's steps; only the last one asks for a token."""
-        cuts = chunks(len(self.prompt), self._chunk)
-        return [
-            SendStep(a, self.prompt[a:b], "token", self._until)
-            if b == len(self.prompt)
-            else SendStep(a, self.prompt[a:b], "nothing")
-            for a, b in cuts
-        ]
+        """The prompt's steps: chunks that ask for nothing, then the last token in a step of its own.
+
+        So each token of an answer, the first one too, is sampled from a step of one position, whose kernel rounds
+        differently from that of a longer step.
+        """
+        last = len(self.prompt) - 1
+        cuts = chunks(last, self._chunk)
+        prefill: list[Action] = [SendStep(a, self.prompt[a:b], "nothing") for a, b in cuts]
+        return [*prefill, SendStep(last, self.prompt[last:], "token", self._until)]
 
     def on_token(self, position: int, token: int) -> list[Action]:
         """The last stage sampled `token` for `position`."""

@@ -72,13 +72,13 @@ def drive(machine: Generation, pipeline: FakePipeline, *, repeat: bool = False) 
             assert machine.on_token(position, token) == []
 
 
-@given(st.integers(1, 600), st.integers(3, 130))
+@given(st.integers(0, 600), st.integers(3, 130))
 @settings(max_examples=300, deadline=None)
 def test_chunks_cover_the_text_and_none_has_one_position_unless_the_text_has(length: int, size: int) -> None:
     cuts = chunks(length, size)
     assert [position for a, b in cuts for position in range(a, b)] == list(range(length))
     assert all(b - a <= size for a, b in cuts)
-    assert length == 1 or min(b - a for a, b in cuts) >= 2
+    assert length == 1 or all(b - a >= 2 for a, b in cuts)
     assert len(cuts) == -(-length // size)
 
 
@@ -86,6 +86,8 @@ def test_a_remainder_of_one_borrows_from_the_chunk_before_it() -> None:
     assert chunks(257, 128) == [(0, 128), (128, 255), (255, 257)]
     assert chunks(256, 128) == [(0, 128), (128, 256)]
     assert chunks(1, 128) == [(0, 1)]
+    assert chunks(0, 128) == []
+    assert chunks(0, 128) == []
 
 
 @pytest.mark.parametrize("size", [-1, 0, 1, 2])
@@ -115,8 +117,8 @@ def test_the_answer_is_the_models_own_with_and_without_run_ahead(
     # Every position but the last one was run, once; nothing was granted beyond what is shown.
     assert pipeline.row == [*prompt, *tokens[:-1]]
     assert pipeline.steps == [
-        *((a, b - a) for a, b in chunks(len(prompt), chunk)),
-        *((len(prompt) + i, 1) for i in range(len(tokens) - 1)),
+        *((a, b - a) for a, b in chunks(len(prompt) - 1, chunk)),
+        *((len(prompt) - 1 + i, 1) for i in range(len(tokens))),
     ]
     assert not pipeline.answers
 
@@ -140,17 +142,21 @@ def start(
     )
 
 
-def test_only_the_last_step_of_the_prompt_asks_for_a_token_and_grants_what_is_needed() -> None:
+def test_the_last_token_of_the_prompt_goes_alone_and_asks_for_a_token_with_all_that_is_granted() -> None:
     assert start().start() == [
         SendStep(0, (1, 2, 3), "nothing"),
-        SendStep(3, (4, 5), "nothing"),
-        SendStep(5, (6, 7), "token", until=10),
+        SendStep(3, (4, 5, 6), "nothing"),
+        SendStep(6, (7,), "token", until=10),
     ]
+
+
+def test_a_prompt_of_one_token_is_one_step() -> None:
+    assert start(prompt=(5,)).start() == [SendStep(0, (5,), "token", until=4)]
 
 
 def test_without_run_ahead_nothing_is_granted_and_each_token_is_sent() -> None:
     machine = start(run_ahead=False)
-    assert machine.start()[-1] == SendStep(5, (6, 7), "token", until=0)
+    assert machine.start()[-1] == SendStep(6, (7,), "token", until=0)
     assert machine.on_token(7, 8) == [Emit(8), SendStep(7, (8,), "token")]
 
 
