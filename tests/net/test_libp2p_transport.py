@@ -19,6 +19,8 @@ from multiaddr import Multiaddr
 from p2pgrid.errors import BadInput, LocalFault, PeerUnavailable
 from p2pgrid.net.libp2p_transport import host, open_libp2p, opening
 from p2pgrid.net.libp2p_transport.addresses import announced, dialable
+from p2pgrid.net.libp2p_transport.host import live_connections
+from p2pgrid.net.libp2p_transport.wire import SteadyYamux
 from p2pgrid.net.transport import ByteStream, Transport
 from p2pgrid.wire.codec import frame
 from p2pgrid.wire.messages import STAGE_PROTOCOL, Contact, Hello
@@ -290,6 +292,25 @@ async def test_links_work_over_libp2p_and_outlive_cancelled_senders() -> None:
         assert [m.position for _, m in other.arrived[:-1]] == list(range(30))  # type: ignore[union-attr]
         assert not one.lost
         assert not other.lost
+
+
+async def test_a_write_that_was_begun_is_never_cut_in_half() -> None:
+    """Else the two sides would disagree on the next nonce, and the connection would be dead."""
+    async with hosts(2) as (a, b):
+        a.serve(ECHO, echo)
+        for turns in range(60):
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as tasks:
+                    tasks.start_soon(b.open_stream, contact(a), ECHO)
+                    for _ in range(turns):
+                        await trio.lowlevel.checkpoint()
+                    scope.cancel()
+        (connection,) = live_connections(b._host, ID.from_string(a.peer))  # type: ignore[attr-defined]
+        assert type(connection.muxed_conn) is SteadyYamux
+        stream = await b.open_stream(contact(a), ECHO)
+        await stream.send_all(b"x")
+        assert await stream.receive_some() == b"x"
+        assert live_connections(b._host, ID.from_string(a.peer)) == [connection]  # type: ignore[attr-defined]
 
 
 async def test_a_four_gib_header_costs_its_sender_the_link_and_nobody_else() -> None:

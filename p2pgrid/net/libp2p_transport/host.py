@@ -17,10 +17,10 @@ from libp2p.peer.peerstore import PeerStoreError
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
-from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr
 
 from p2pgrid.net.libp2p_transport.addresses import announced
+from p2pgrid.net.libp2p_transport.wire import SteadyYamux
 from p2pgrid.wire.signing import Identity
 
 log = logging.getLogger(__name__)
@@ -33,19 +33,6 @@ STAGGER_S = 0.25
 
 CLOSE_STREAM_S_MAX = 0.4
 INTERFACES_EVERY_S = 10.0
-
-
-class SteadyYamux(Yamux):  # type: ignore[misc]
-    """Yamux whose writes are never cut in half.
-
-    A write that is cancelled after its bytes were encrypted leaves the two sides with different Noise nonces:
-    the connection is dead, and nobody notices. So once a write has begun, only closing the socket ends it.
-    """
-
-    async def _write_frame(self, data: bytes) -> None:
-        async with self._write_lock:
-            with trio.CancelScope(shield=True):
-                await self.secured_conn.write(data)
 
 
 def build_host(identity: Identity, listen: Sequence[Multiaddr]) -> Any:

@@ -4,12 +4,12 @@ import logging
 from typing import Any
 
 import trio
+import zeroconf
 from libp2p.discovery.events.peerDiscovery import peerDiscovery
 from libp2p.discovery.mdns.broadcaster import PeerBroadcaster
 from libp2p.discovery.mdns.listener import PeerListener
 from libp2p.discovery.mdns.utils import stringGen
 from libp2p.peer.peerstore import PeerStore
-from zeroconf import Zeroconf
 
 from p2pgrid.errors import PeerUnavailable
 from p2pgrid.ids import PeerId
@@ -48,7 +48,7 @@ async def watch_lan(transport: Libp2pTransport, dht: Dht) -> None:
                     await dht.add(await transport.connect(contact))
                 except PeerUnavailable as error:
                     log.debug("peer on the local network: %s", error)
-    except OSError as error:
+    except (OSError, zeroconf.Error) as error:
         log.info("no multicast DNS on this machine: %s", error)
     finally:
         peerDiscovery.unregister_peer_discovered_handler(on_found)
@@ -69,12 +69,12 @@ class _Beacon:
     def __init__(self, transport: Libp2pTransport) -> None:
         self._peer = transport.peer
         self._addresses = list(transport.addresses)
-        self._zeroconf: Zeroconf | None = None
+        self._zeroconf: zeroconf.Zeroconf | None = None
         self._stopped = False
 
     def start(self) -> None:
         name = f"{stringGen(63)}.{SERVICE}"
-        self._zeroconf = Zeroconf()
+        self._zeroconf = zeroconf.Zeroconf()
         if self._stopped:
             self._zeroconf.close()
             return

@@ -14,14 +14,16 @@ from p2pgrid.ids import PeerId
 from p2pgrid.net.libp2p_transport.addresses import dialable
 from p2pgrid.net.libp2p_transport.dht import Dht
 from p2pgrid.net.libp2p_transport.host import CLOSE_STREAM_S_MAX, abort, let_go, live_connections
+from p2pgrid.net.libp2p_transport.wire import QuickStream
 from p2pgrid.net.transport import ByteStream, StreamHandler
 from p2pgrid.wire.messages import Contact
 
 log = logging.getLogger(__name__)
 
-READ_BYTES = 256 * 1024
 NEGOTIATE_S_MAX = 2.5
-"""A connection on which a new stream gets no answer for so long is dead, whatever TCP thinks."""
+SILENT_S_MAX = 2.0
+"""A connection on which a new stream gets no answer for so long is dead, whatever TCP thinks. Less than the
+deadlines of our callers, so that their giving up shows it too."""
 
 ADDRESS_TTL_S = 3600
 
@@ -33,8 +35,7 @@ class Libp2pStream:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        # Below libp2p's bookkeeping of stream states, whose locks cost each read and write two more turns.
-        self._muxed = stream.muxed_stream
+        self._quick = QuickStream(stream.muxed_stream)
         self._peer = PeerId(str(stream.muxed_conn.peer_id))
         self._closed = False
 
@@ -44,18 +45,17 @@ class Libp2pStream:
 
     async def send_all(self, data: bytes) -> None:
         try:
-            await self._muxed.write(data)
+            await self._quick.write(data)
         except _STREAM_ERRORS as error:
             raise PeerUnavailable(f"the stream to {self._peer} broke: {_brief(error)}") from error
 
     async def receive_some(self) -> bytes:
         try:
-            data: bytes = await self._muxed.read(READ_BYTES)
+            return await self._quick.read()
         except MuxedStreamEOF:
             return b""
         except _STREAM_ERRORS as error:
             raise PeerUnavailable(f"the stream from {self._peer} broke: {_brief(error)}") from error
-        return data
 
     async def aclose(self) -> None:
         if self._closed:
@@ -113,6 +113,7 @@ class Libp2pTransport:
             raise PeerUnavailable("a node does not dial itself")
         peer = await self.connect(contact)
         opened = False
+        started = trio.current_time()
         try:
             with trio.move_on_after(NEGOTIATE_S_MAX):
                 stream = Libp2pStream(await self._host.new_stream(peer, [TProtocol(protocol)]))
@@ -122,7 +123,7 @@ class Libp2pTransport:
             opened = True  # it answered, if only to refuse
             raise PeerUnavailable(f"{contact.peer} does not speak {protocol}: {_brief(error)}") from error
         finally:
-            if not opened:
+            if not opened and trio.current_time() - started >= SILENT_S_MAX:
                 await self._abort_silent(peer)
         raise PeerUnavailable(f"{contact.peer} does not answer on its connection")
 
