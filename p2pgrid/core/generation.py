@@ -121,8 +121,8 @@ class Generation:
         return actions
 
     def stop(self) -> list[Action]:
-        """A stop string was seen in the text."""
-        return [self._finish("stop")] if self.finish_reason is None else []
+        """A stop string was seen in the text, be it that of the last token allowed."""
+        return [] if self.finish_reason == "stop" else [self._finish("stop")]
 
     def _finish(self, reason: FinishReason) -> Finish:
         self.finish_reason = reason

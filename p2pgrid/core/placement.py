@@ -80,14 +80,19 @@ def layers_that_fit(manifest: Manifest, memory_bytes: int, context_max: int) -> 
 
     Embedding and head are counted once: which layers it will be is not known yet.
     """
-    ends = sum(t.nbytes for t in manifest.tensors if not t.name.startswith("blk."))
-    room = memory_bytes - RUNTIME_BYTES - int(ends * WEIGHTS_OVERHEAD)
+    room = memory_bytes - RUNTIME_BYTES - int(_ends_bytes(manifest) * WEIGHTS_OVERHEAD)
     each = int(layer_bytes(manifest) * WEIGHTS_OVERHEAD) + kv_row_bytes(manifest, 1, context_max)
     return max(0, min(room // each, manifest.layers))
 
 
 def rows_that_fit(manifest: Manifest, span: Span, memory_bytes: int, context_max: int, rows_max: int) -> int:
     """How many full sessions fit beside the weights of `span`; at least 1, at most `rows_max`."""
-    weights = int(layer_bytes(manifest) * WEIGHTS_OVERHEAD) * len(span)
-    room = memory_bytes - RUNTIME_BYTES - weights
+    has_end = span.start == 0 or span.stop == manifest.layers
+    weights = layer_bytes(manifest) * len(span) + (_ends_bytes(manifest) if has_end else 0)
+    room = memory_bytes - RUNTIME_BYTES - int(weights * WEIGHTS_OVERHEAD)
     return max(1, min(rows_max, room // kv_row_bytes(manifest, len(span), context_max)))
+
+
+def _ends_bytes(manifest: Manifest) -> int:
+    """Bytes of embedding, last norm and head in the file."""
+    return sum(tensor.nbytes for tensor in manifest.tensors if not tensor.name.startswith("blk."))

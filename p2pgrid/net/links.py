@@ -4,9 +4,9 @@ When two peers dial each other at once, the stream that the one with the smaller
 peer that comes again while its old link is up gets through only if the old one no longer answers.
 """
 
-import logging
 from collections.abc import Callable
 
+import structlog
 import trio
 
 from p2pgrid.errors import PeerMisbehaved, PeerUnavailable
@@ -19,7 +19,7 @@ from p2pgrid.wire.messages import STAGE_PROTOCOL, Contact, Goodbye, SessionMessa
 
 __all__ = ["LINKS_MAX", "Delivery", "Links"]
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 LINKS_MAX = 512
 AGENT = "p2pgrid"

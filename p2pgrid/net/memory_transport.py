@@ -4,12 +4,12 @@ Nothing here reads a clock of its own or draws a number but from the `rng` it wa
 replays from one seed.
 """
 
-import logging
 import random
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import structlog
 import trio
 
 from p2pgrid.errors import BadInput, P2pgridError, PeerUnavailable
@@ -19,7 +19,7 @@ from p2pgrid.net.transport import DHT_KEY_BYTES_MAX, ByteStream, StreamHandler, 
 from p2pgrid.wire.messages import Contact
 from p2pgrid.wire.signing import Identity
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 PROVIDER_RECORD_S = 600.0
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import trio
 
-from p2pgrid.core.generation import Emit, Finish, Generation, SendStep, chunks
+from p2pgrid.core.generation import Action, Emit, Finish, Generation, SendStep, chunks
 from p2pgrid.core.text import TextStream
 from p2pgrid.errors import BadInput, PeerMisbehaved
 from p2pgrid.wire.messages import Hop, Scores, Token
@@ -93,17 +93,21 @@ async def generate(
                     answer.token_ids.append(token)
                     answer.token_times_s.append(trio.current_time() - started_s)
                     out(text.push(bytes_of(token)))
+                    if text.stopped:
+                        pending = generation.stop()
+                        break
                 case Finish(reason=reason):
                     out(text.finish())
                     answer.finish_reason = reason
                     return answer
-        if text.stopped:
-            pending = generation.stop()
-            continue
-        token_message = await session.receive()
-        if not isinstance(token_message, Token):
-            raise PeerMisbehaved("the pipeline sent scores where a token was asked for")
-        pending = generation.on_token(token_message.position, token_message.token)
+        else:
+            pending = _next(generation, await session.receive())
+
+
+def _next(generation: Generation, message: Token | Scores) -> list[Action]:
+    if not isinstance(message, Token):
+        raise PeerMisbehaved("the pipeline sent scores where a token was asked for")
+    return generation.on_token(message.position, message.token)
 
 
 async def score(session: Session, token_ids: Sequence[int], *, context_max: int, chunk: int) -> ScoredText:

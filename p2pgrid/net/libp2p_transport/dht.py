@@ -1,9 +1,9 @@
 """Provider records in libp2p's Kademlia DHT, with its surprises taken out."""
 
-import logging
 import time
 from typing import Any
 
+import structlog
 import trio
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.peer.id import ID
@@ -13,7 +13,7 @@ from p2pgrid.ids import PeerId
 from p2pgrid.net.transport import DHT_KEY_BYTES_MAX
 from p2pgrid.wire.messages import Contact
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 ANNOUNCE_PACE_S = 1.0
 """A peer takes ten records in ten seconds and drops the rest without a word."""

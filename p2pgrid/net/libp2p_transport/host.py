@@ -1,9 +1,9 @@
 """A libp2p host that survives its peers, and how it dials."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
+import structlog
 import trio
 from libp2p import new_host
 from libp2p.crypto.ed25519 import create_new_key_pair
@@ -23,7 +23,7 @@ from p2pgrid.net.libp2p_transport.addresses import announced
 from p2pgrid.net.libp2p_transport.wire import SteadyYamux
 from p2pgrid.wire.signing import Identity
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 CONNECTIONS_MAX = 1024
 STREAMS_PER_PEER_MAX = 128

@@ -1,8 +1,8 @@
 """Peers on the local network, found by multicast DNS. A convenience: whatever fails here is only noted."""
 
-import logging
 from typing import Any
 
+import structlog
 import trio
 import zeroconf
 from libp2p.discovery.events.peerDiscovery import peerDiscovery
@@ -17,7 +17,7 @@ from p2pgrid.net.libp2p_transport.dht import Dht
 from p2pgrid.net.libp2p_transport.transport import Libp2pTransport
 from p2pgrid.wire.messages import Contact
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 SERVICE = "_p2p-p2pgrid._udp.local."
 """Our own service type: other libp2p software on the LAN is not asked to join our DHT."""

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import structlog
 import trio
 from libp2p.network.connection import swarm_connection
 from libp2p.tools.anyio_service import background_trio_service
@@ -20,7 +21,7 @@ from p2pgrid.net.transport import Transport
 from p2pgrid.wire.messages import Contact
 from p2pgrid.wire.signing import Identity
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 RECONNECT_S = 5.0
 

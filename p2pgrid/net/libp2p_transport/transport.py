@@ -1,8 +1,8 @@
 """The transport port on a running libp2p host."""
 
-import logging
 from typing import Any
 
+import structlog
 import trio
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
@@ -18,7 +18,7 @@ from p2pgrid.net.libp2p_transport.wire import QuickStream
 from p2pgrid.net.transport import ByteStream, StreamHandler
 from p2pgrid.wire.messages import Contact
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 NEGOTIATE_S_MAX = 2.5
 SILENT_S_MAX = 2.0

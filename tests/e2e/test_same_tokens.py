@@ -1,0 +1,119 @@
+"""The promise that everything else hangs on: any split answers bit for bit like one process."""
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
+import trio
+
+from p2pgrid.engine.executor import LaneExecutor
+from p2pgrid.ids import Span
+from p2pgrid.node.answer import ScoredText
+from p2pgrid.node.client import wait_for_route
+from p2pgrid.node.request import Asker, Request
+from p2pgrid.node.wiring import build_stage, describe_model, open_network
+from p2pgrid.settings import PipelineSettings, StageSettings
+from p2pgrid.wire.messages import Sampling
+from tests.e2e.processes import running_swarm
+from tests.real_model import NAME, real_store
+
+pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.timeout(300)]
+
+PROMPTS = [
+    "What is the capital of France?",
+    "Write two lines about the sea.",
+    "Write a Python function that adds two numbers.",
+    "Why is the sky blue?",
+    "List three fruits.",
+    "Translate 'good morning' into Spanish.",
+    "What is 17 times 3?",
+    "Explain in one sentence what a pipeline is.",
+    "Name a famous painter and one painting.",
+    "日本の首都はどこですか?",
+]
+GREEDY = Sampling()
+SEEDED = Sampling(temperature=0.8, seed=7)
+MAX_TOKENS = 20
+REFERENCE = json.loads((Path(__file__).parent.parent / "data" / "smollm2_reference.json").read_text())
+TEXTS = [case for case in REFERENCE["cases"] if case["kind"] == "score"]
+
+Answers = dict[tuple[str, Sampling], list[int]]
+
+
+def requests() -> list[Request]:
+    return [Request(p, max_tokens=MAX_TOKENS, sampling=s) for s in (GREEDY, SEEDED) for p in PROMPTS]
+
+
+@cache
+def alone() -> tuple[Answers, list[ScoredText]]:
+    """Every answer and every score, from the whole model in this process."""
+    store = real_store()
+
+    async def main() -> tuple[Answers, list[ScoredText]]:
+        description = await describe_model(store, NAME)
+        layers = Span(0, description.manifest.layers)
+        stage = await build_stage(store, description, layers, StageSettings(sessions_max=1))
+        asker, executor = Asker(description, StageSettings(), PipelineSettings()), LaneExecutor()
+        answers: Answers = {}
+        for request in requests():
+            answer = await asker.locally(stage, executor, request, lambda text: None)
+            answers[request.prompt, request.sampling] = answer.token_ids
+        scores = [await asker.score_locally(stage, executor, case["text"]) for case in TEXTS]
+        stage.close()
+        return answers, scores
+
+    return trio.run(main)
+
+
+def over_swarm(bootstrap: Sequence[str]) -> tuple[Answers, list[ScoredText], list[Span]]:
+    """The same over a swarm: the greedy answers one after another, the seeded ones all at once."""
+    store = real_store()
+
+    async def main() -> tuple[Answers, list[ScoredText], list[Span]]:
+        async with open_network(bootstrap) as peer:
+            description = await describe_model(store, NAME)
+            asker = Asker(description, StageSettings(), PipelineSettings())
+            route = await wait_for_route(peer, description.id, description.manifest.layers)
+            answers: Answers = {}
+
+            async def ask(request: Request) -> None:
+                answer = await asker.over_swarm(peer, request, lambda text: None)
+                answers[request.prompt, request.sampling] = answer.token_ids
+
+            for request in requests():
+                if request.sampling == GREEDY:
+                    await ask(request)
+            async with trio.open_nursery() as tasks:
+                for request in requests():
+                    if request.sampling == SEEDED:
+                        tasks.start_soon(ask, request)
+            scores = [await asker.score_over_swarm(peer, case["text"]) for case in TEXTS]
+            return answers, scores, [hop.span for hop in route]
+
+    return trio.run(main)
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3, 5])
+def test_a_swarm_of_any_size_answers_and_scores_bit_for_bit_like_one_process(nodes: int, tmp_path: Path) -> None:
+    expected, expected_scores = alone()
+    with running_swarm(nodes, tmp_path) as swarm:
+        answers, scores, route = over_swarm(swarm.bootstrap)
+    assert len(route) == nodes
+    assert answers == expected
+    assert scores == expected_scores
+
+
+def test_the_answer_about_france_names_paris() -> None:
+    answers, _ = alone()
+    assert answers[PROMPTS[0], GREEDY] == REFERENCE["cases"][2]["fp32_greedy_ids"]
+
+
+def test_scores_agree_with_another_implementation() -> None:
+    _, scores = alone()
+    for scored, case in zip(scores, TEXTS, strict=True):
+        assert scored.token_ids == case["token_ids"]
+        agreeing = sum(ours == theirs for ours, theirs in zip(scored.top1, case["top1"], strict=True))
+        assert agreeing / len(scored.top1) >= 0.95
+        assert scored.mean_nll == pytest.approx(case["mean_nll"], rel=0.02)
