@@ -144,7 +144,7 @@ async def open_chain(
     link_settings: LinkSettings = LinkSettings(),  # noqa: B008 - frozen
     pipeline_settings: PipelineSettings = QUICK,
 ) -> AsyncIterator[Chain]:
-    """A running chain; a step of each stage takes `cost_s`."""
+    """A running chain of so many stages, or of these spans; a step of each stage takes `cost_s`."""
     network = MemoryNetwork(random.Random(1))
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(

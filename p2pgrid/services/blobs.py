@@ -70,7 +70,9 @@ async def _fetch_from(transport: Transport, contact: Contact, digest: str) -> by
             raise PeerUnavailable("it does not have it", contact.peer)
         if total_bytes is None:
             total_bytes = piece.total_bytes
-        if piece.total_bytes != total_bytes or total_bytes > BLOB_BYTES_MAX or (total_bytes and not piece.data):
+        # A whole piece or the rest, nothing less: a peer that gives it byte by byte would never be done.
+        expected_bytes = min(BLOB_PIECE_BYTES_MAX, total_bytes - len(data))
+        if piece.total_bytes != total_bytes or total_bytes > BLOB_BYTES_MAX or len(piece.data) != expected_bytes:
             raise PeerMisbehaved("a blob whose size makes no sense", contact.peer)
         data += piece.data
     if hashlib.sha256(data).hexdigest() != digest:

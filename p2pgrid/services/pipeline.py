@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
+import structlog
 import trio
 
 from p2pgrid.core.generation import SendStep
@@ -25,6 +26,8 @@ from p2pgrid.wire.messages import (
     Token,
 )
 from p2pgrid.wire.tensors import pack_ints
+
+log = structlog.get_logger()
 
 Answer = Token | Scores
 CLOSE_S_MAX = 0.5
@@ -57,7 +60,11 @@ class PipelineSession:
             targets=pack_ints(step.targets),
             until=step.until,
         )
-        await self._links.send(self.route[0].peer, message)
+        try:
+            await self._links.send(self.route[0].peer, message)
+        except PeerUnavailable as error:
+            self._check()
+            raise PeerUnavailable(f"{self.name(0)} cannot be reached: {error}", self.route[0].peer) from error
 
     async def receive(self) -> Answer:
         """The next answer of the last stage. Raises what ended the session, or PeerUnavailable after a long silence."""
@@ -101,6 +108,10 @@ class PipelineSession:
             case Failed(reason=reason):
                 self.fail(PeerUnavailable(f"{where} ended the answer: {reason}", peer))
 
+    def not_open(self) -> int:
+        """The first hop that has not said `Opened`, or 0 when the last one said it just now."""
+        return min(set(range(len(self.route))) - self._opened, default=0)
+
     def name(self, hop: int) -> str:
         stage = self.route[hop]
         return f"stage {hop} (layers {stage.span} on {stage.peer})"
@@ -133,7 +144,10 @@ class Pipeline:
             with trio.move_on_after(self._settings.open_s_max) as deadline:
                 await self._open_all(session, model, sampling, tuple(stop_tokens))
             if deadline.cancelled_caught:
-                raise PeerUnavailable(f"the pipeline was not open within {self._settings.open_s_max:.0f} s")
+                late = session.not_open()
+                raise PeerUnavailable(
+                    f"{session.name(late)} was not open within {self._settings.open_s_max:.0f} s", route[late].peer
+                )
             yield session
         finally:
             del self._sessions[session.id]
@@ -173,9 +187,13 @@ class Pipeline:
         await session.wait_opened()
 
     async def _close_all(self, session: PipelineSession) -> None:
-        for stage in session.route:
-            if self._links.is_up(stage.peer):
-                try:
-                    await self._links.send(stage.peer, Close(session.id))
-                except PeerUnavailable:
-                    continue  # its stage forgets the session with the link
+        async def close_one(stage: Hop) -> None:
+            try:
+                await self._links.send(stage.peer, Close(session.id))
+            except PeerUnavailable as error:  # its stage forgets the session with the link
+                log.debug("stage is gone", peer=stage.peer, error=str(error))
+
+        async with trio.open_nursery() as tasks:  # at once, because a stuck stage takes all the time there is
+            for stage in session.route:
+                if self._links.is_up(stage.peer):
+                    tasks.start_soon(close_one, stage)

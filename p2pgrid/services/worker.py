@@ -120,7 +120,8 @@ class Worker:
             if session.machine.client == peer:
                 self._end(session, None)
             elif session.machine.next_hop.peer == peer:
-                self._end(session, f"lost the link to the next stage: {reason}")
+                span = session.machine.next_hop.span
+                self._end(session, f"lost the link to the next stage (layers {span} on {peer}): {reason}")
 
     async def _open(self, client: PeerId, opening: Open) -> None:
         say = partial(self._say, client)
