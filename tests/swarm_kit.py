@@ -17,6 +17,7 @@ from p2pgrid.engine.toy_stage import ToyStage
 from p2pgrid.ids import ModelId, PeerId, SessionId, Span
 from p2pgrid.net.memory_transport import MemoryNetwork
 from p2pgrid.node.answer import Answer, Session, generate
+from p2pgrid.node.node import Node, Phase, Serving
 from p2pgrid.node.peer import Peer, open_peer
 from p2pgrid.services.local import LocalSession
 from p2pgrid.services.worker import Worker
@@ -28,6 +29,7 @@ from tests.net.peers import identity
 
 MODEL = ModelId("70" * 32)
 LAYERS = 10
+WHOLE = Span(0, LAYERS)
 CONTEXT_MAX = 64
 CHUNK = 8
 WALL_EPOCH_S = 1_700_000_000.0
@@ -184,7 +186,7 @@ async def alone(
     sampling: Sampling = GREEDY, prompt: Sequence[int] = PROMPT, max_tokens: int = 16, seed: int = 0
 ) -> list[int]:
     """The token ids that one process with all layers answers."""
-    stage = CountedStage(Span(0, LAYERS), 1, seed=seed)
+    stage = CountedStage(WHOLE, 1, seed=seed)
     session = LocalSession(stage, InlineExecutor(), sampling)
     return (await answer_of(session, generation(prompt, max_tokens, run_ahead=False))).token_ids
 
@@ -220,7 +222,7 @@ async def reply(client: LinkedNode) -> SessionMessage:
 # ── adverts ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def serving_advert(peer: PeerId, span: Span | None = None, **changes: object) -> Advert:
+def serving_advert(peer: PeerId, span: Span | None = WHOLE, **changes: object) -> Advert:
     """What a node of `peer` would say of itself; discovery fills in what it knows better."""
     advert = Advert(
         peer=peer,
@@ -228,7 +230,7 @@ def serving_advert(peer: PeerId, span: Span | None = None, **changes: object) ->
         model=MODEL,
         layers=LAYERS,
         state="serving",
-        span=span or Span(0, LAYERS),
+        span=span,
         span_max=LAYERS,
         sequence=0,
         expires_at_s=0.0,
@@ -236,3 +238,83 @@ def serving_advert(peer: PeerId, span: Span | None = None, **changes: object) ->
         sessions_free=4,
     )
     return msgspec.structs.replace(advert, **changes)
+
+
+# ── whole nodes ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Life:
+    """A node that lives, and what was seen of it."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.stop = trio.Event()
+        self.phases: list[tuple[Phase, Span | None]] = []
+        self.stages: list[CountedStage] = []
+        self.ended = trio.Event()
+        self._news = trio.Event()
+
+    @property
+    def names(self) -> list[Phase]:
+        return [phase for phase, _ in self.phases]
+
+    def on_phase(self, phase: Phase, span: Span | None) -> None:
+        self.phases.append((phase, span))
+        self._news.set()
+        self._news = trio.Event()
+
+    async def reached(self, phase: Phase) -> None:
+        with trio.fail_after(30):
+            while phase not in self.names:
+                await self._news.wait()
+
+
+def node_of(
+    life: Life,
+    span: Span | None,
+    *,
+    span_max: int = LAYERS,
+    make: Callable[[Span], CountedStage] = CountedStage,
+    build_s: float = 0.3,
+    executor: Executor | None = None,
+) -> Node:
+    """A node on the peer of `life`; building takes `build_s`, and so `make` fails only after that."""
+
+    async def make_stage(chosen: Span) -> Stage:
+        await trio.sleep(build_s)
+        stage = make(chosen)
+        life.stages.append(stage)
+        return stage
+
+    offer = Serving(MODEL, "toy", LAYERS, span, span_max)
+    return Node(life.peer, offer, make_stage, executor or InlineExecutor(0.001), life.on_phase)
+
+
+@asynccontextmanager
+async def living(
+    network: MemoryNetwork,
+    number: int,
+    span: Span | None = None,
+    *,
+    rows: int = 4,
+    span_max: int = LAYERS,
+    cost_s: float = 0.001,
+) -> AsyncIterator[Life]:
+    """A node from its joining on, whose steps take `cost_s`; the context cuts its life short unless it has ended."""
+    async with joined(network, number) as peer, trio.open_nursery() as tasks:
+        life = Life(peer)
+        node = node_of(
+            life,
+            span,
+            span_max=span_max,
+            make=lambda chosen: CountedStage(chosen, rows),
+            executor=InlineExecutor(cost_s),
+        )
+
+        async def live() -> None:
+            await node.run(life.stop)
+            life.ended.set()
+
+        tasks.start_soon(live)
+        yield life
+        tasks.cancel_scope.cancel()

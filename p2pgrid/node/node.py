@@ -62,26 +62,32 @@ class Node:
         self._executor = executor
         self._on_phase = on_phase
         self._step_ms = 0.0
+        self._stage: Stage | None = None
 
     async def run(self, stop: trio.Event) -> None:
         """Live until `stop`. Raises LocalFault when the stage cannot be built or fails its test."""
-        async with trio.open_nursery() as tasks:
-
-            async def live() -> None:
-                worker = await self._settle_and_build(tasks)
-                self._enter("serving")
-                await self._peer.discovery.publish(self._advert)
+        try:
+            async with trio.open_nursery() as tasks:
+                tasks.start_soon(self._live, stop, tasks)
                 await stop.wait()
-                self._enter("draining")
-                await self._peer.discovery.withdraw(self._advert())
-                await worker.drain(DRAIN_S_MAX)
-                tasks.cancel_scope.cancel()
-
-            tasks.start_soon(live)
-            await stop.wait()
-            if self.phase not in ("serving", "draining"):
-                tasks.cancel_scope.cancel()
+                if self.phase not in ("serving", "draining"):
+                    tasks.cancel_scope.cancel()
+        finally:
+            if self._stage is not None:
+                self._stage.close()
         self._enter("left")
+
+    async def _live(self, stop: trio.Event, tasks: trio.Nursery) -> None:
+        worker = await self._settle_and_build(tasks)
+        self._enter("serving")
+        async with trio.open_nursery() as telling:
+            telling.start_soon(self._peer.discovery.publish, self._advert)
+            await stop.wait()
+            telling.cancel_scope.cancel()  # whoever has not heard it by now need not know
+        self._enter("draining")
+        await self._peer.discovery.withdraw(self._advert())
+        await worker.drain(DRAIN_S_MAX)
+        tasks.cancel_scope.cancel()
 
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
@@ -117,7 +123,7 @@ class Node:
             assert self.span is not None
             await self._peer.discovery.publish(self._advert)
             self._enter("building")
-            stage = await self._make_stage(self.span)
+            stage = self._stage = await self._make_stage(self.span)
             better = self.span if self._serving.span is not None else await self._look_again(self.span)
             if better == self.span:
                 break
