@@ -1,0 +1,173 @@
+"""Real processes: found by hand, killed, frozen, shouted at, and told to stop."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.processes import PYTHON, RunningSwarm, alive, run, running_swarm, wait_for
+from tests.real_model import NAME, real_store
+
+pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSwarm]:
+    """Three nodes for tests that leave them as they found them."""
+    real_store()
+    with running_swarm(3, tmp_path_factory.mktemp("swarm")) as running:
+        yield running
+
+
+def bootstrap_options(swarm: RunningSwarm) -> list[str]:
+    return [option for address in swarm.bootstrap for option in ("--bootstrap", address)]
+
+
+def test_a_client_without_the_model_is_answered(swarm: RunningSwarm, tmp_path: Path) -> None:
+    """Its home is empty: manifest and tokenizer come from the swarm, the weights never."""
+    asked = run("generate", *bootstrap_options(swarm), "What is the capital of France?", P2PGRID_HOME=str(tmp_path))
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stdout == "The capital of France is Paris.\n"
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 1_000_000
+
+
+def test_the_document_of_an_answer_says_who_did_what(swarm: RunningSwarm) -> None:
+    options = ["--max-tokens", "8", "--json", "Why is the sky blue?"]
+    document = json.loads(run("generate", *bootstrap_options(swarm), *options).stdout)
+    assert document["completion_tokens"] == len(document["token_ids"]) == 8
+    assert document["finish_reason"] == "length"
+    assert [hop["layers"] for hop in document["route"]] == [[0, 10], [10, 20], [20, 30]]
+    assert {hop["peer_id"] for hop in document["route"]} == {node["peer_id"] for node in swarm.state["nodes"]}
+    assert document["ttft_s"] > 0
+    assert document["decode_tokens_per_s"] > 0
+
+
+def test_status_shows_every_node_and_that_all_layers_are_covered(swarm: RunningSwarm) -> None:
+    shown = run("status", *bootstrap_options(swarm), "--json")
+    assert shown.returncode == 0, shown.stderr
+    (model,) = json.loads(shown.stdout)["models"]
+    assert (model["model"], model["served"], model["missing"]) == (NAME, True, [])
+    assert sorted(node["layers"] for node in model["nodes"]) == [[0, 10], [10, 20], [20, 30]]
+    assert {node["state"] for node in model["nodes"]} == {"serving"}
+
+
+def test_a_node_with_ten_layers_stays_below_280_mb(swarm: RunningSwarm) -> None:
+    text = "word " * 600
+    run("generate", *bootstrap_options(swarm), "--max-tokens", "4", "--raw", text)
+    for node in swarm.state["nodes"]:
+        assert psutil.Process(node["pid"]).memory_info().rss < 280e6
+
+
+def test_garbage_and_a_frame_header_of_4_gib_on_its_port_leave_a_node_serving(swarm: RunningSwarm) -> None:
+    for node in swarm.state["nodes"]:
+        port = int(node["addresses"][0].split("/tcp/")[1].split("/")[0])
+        for garbage in (
+            b"\xff" * 4096,
+            b"\x13/multistream/1.0.0\n" + b"\xff" * 64,
+            b"\xff\xff\xff\xff",
+            os.urandom(20_000),
+        ):
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+                connection.sendall(garbage)
+    asked = run("generate", *bootstrap_options(swarm), "--max-tokens", "4", "Hello")
+    assert asked.returncode == 0, asked.stderr
+    assert alive([node["pid"] for node in swarm.state["nodes"]]) == [node["pid"] for node in swarm.state["nodes"]]
+
+
+def lose_in_mid_answer(swarm: RunningSwarm, layer: int, blow: signal.Signals) -> tuple[str, float]:
+    """Strike the node with `layer` while a client reads its answer: what the client says, and after how long."""
+    victim = swarm.node_with_layer(layer)
+    command = ["generate", *bootstrap_options(swarm), "--max-tokens", "2000", "--raw", "Once upon a time"]
+    with subprocess.Popen([*PYTHON, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as client:
+        assert client.stdout is not None
+        assert client.stdout.read(20)
+        os.kill(victim["pid"], blow)
+        hit_at = time.monotonic()
+        # It must be read all the while: what the client writes must not be what it waits for.
+        said = client.communicate(timeout=15)[1].decode()
+        took_s = time.monotonic() - hit_at
+    assert client.returncode == 1
+    assert said.startswith("p2pgrid: stage "), said
+    assert said.count("\n") == 1
+    return said, took_s
+
+
+@pytest.mark.parametrize("layer", [0, 15, 29])
+def test_a_stage_killed_in_mid_answer_ends_the_request_with_a_clear_error_at_once(layer: int, tmp_path: Path) -> None:
+    real_store()
+    with running_swarm(3, tmp_path) as swarm:
+        victim = swarm.node_with_layer(layer)
+        said, took_s = lose_in_mid_answer(swarm, layer, signal.SIGKILL)
+    assert victim["peer_id"] in said
+    assert took_s < 2
+
+
+@pytest.mark.parametrize("layer", [0, 15, 29])
+def test_a_stage_frozen_in_mid_answer_ends_the_request_within_5_s_and_may_come_back(
+    layer: int, swarm: RunningSwarm
+) -> None:
+    victim = swarm.node_with_layer(layer)
+    try:
+        said, took_s = lose_in_mid_answer(swarm, layer, signal.SIGSTOP)
+    finally:
+        os.kill(victim["pid"], signal.SIGCONT)
+    assert victim["peer_id"] in said
+    assert took_s < 5
+    asked = run("generate", *bootstrap_options(swarm), "--max-tokens", "4", "Hello")
+    assert asked.returncode == 0, asked.stderr
+
+
+def test_a_killed_swarm_command_takes_all_its_processes_with_it(tmp_path: Path) -> None:
+    real_store()
+    state_file = tmp_path / "swarm.json"
+    process = subprocess.Popen(
+        [*PYTHON, "swarm", "--nodes", "2", "--keep", "--state", str(state_file)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(state_file.exists, 90, process)
+        children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+        assert len(children) == 3
+    finally:
+        process.kill()
+        process.wait()
+    wait_for(lambda: not alive(children), 5)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_node_told_to_stop_leaves_within_2_s(how: signal.Signals, swarm: RunningSwarm, tmp_path: Path) -> None:
+    state_file = tmp_path / "node.json"
+    command = ["node", "--layers", "10:20", "--ephemeral", "--state", str(state_file), *bootstrap_options(swarm)]
+    process = subprocess.Popen([*PYTHON, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: state_file.exists() and json.loads(state_file.read_text())["phase"] == "serving", 60, process)
+    process.send_signal(how)
+    told_at = time.monotonic()
+    _, said = process.communicate(timeout=15)
+    assert time.monotonic() - told_at < 2
+    assert process.returncode == 0
+    assert "Traceback" not in said
+    assert json.loads(state_file.read_text())["phase"] == "left"
+
+
+def test_an_uncovered_model_names_the_missing_layers(tmp_path: Path) -> None:
+    state_file = tmp_path / "node.json"
+    command = ["node", "--layers", "0:12", "--ephemeral", "--state", str(state_file)]
+    process = subprocess.Popen([*PYTHON, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: state_file.exists() and json.loads(state_file.read_text())["phase"] == "serving", 60, process)
+        (address,) = json.loads(state_file.read_text())["addresses"]
+        asked = run("generate", "--bootstrap", address, "Hello")
+    finally:
+        process.terminate()
+        process.wait(10)
+    assert asked.returncode == 1
+    assert "layers 12:30 of 0:30 are missing" in asked.stderr
+    assert asked.stderr.count("\n") == 1
