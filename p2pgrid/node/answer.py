@@ -126,8 +126,10 @@ async def score(session: Session, token_ids: Sequence[int], *, context_max: int,
         await session.send(SendStep(a, tuple(token_ids[a:b]), "scores", targets=tuple(next_ids[a:b])))
     for a, b in cuts:
         scores = await session.receive()
-        if not isinstance(scores, Scores) or scores.position != a or len(scores.top1) != 4 * (b - a):
+        if not isinstance(scores, Scores) or scores.position != a:
             raise PeerMisbehaved("the pipeline did not score what it was asked to")
+        if not len(scores.top1) == len(scores.next_logprobs) == 4 * (b - a):
+            raise PeerMisbehaved(f"the pipeline did not score all of the {b - a} positions that it was asked to")
         top1 += np.frombuffer(scores.top1, "<i4").tolist()
         next_logprobs += np.frombuffer(scores.next_logprobs, "<f4").tolist()
     return ScoredText(list(token_ids), next_logprobs[: n - 1], top1)
