@@ -1,6 +1,6 @@
 """`p2pgrid bootstrap`: a DHT server and nothing else."""
 
-from p2pgrid.cli.console import print_json, say
+from p2pgrid.cli.console import print_json, say, show
 from p2pgrid.cli.options import Ephemeral, Json, Listen, StateFile, UntilStdinCloses
 from p2pgrid.cli.running import run_async, until_told_to_stop
 from p2pgrid.net.libp2p_transport import open_libp2p
@@ -36,7 +36,7 @@ def bootstrap(
                 else:
                     say("bootstrap peer up; others join with:")
                     for address in transport.addresses:
-                        print(f"  --bootstrap {address}", flush=True)  # noqa: T201 - this is the output
+                        show(f"  --bootstrap {address}")
                 await until_told_to_stop(until_stdin_closes=until_stdin_closes)
         say("bootstrap peer down")
 

@@ -1,4 +1,4 @@
-"""How commands speak: people read stderr, scripts read one JSON document on stdout."""
+"""How commands speak: results on stdout, with `--json` as one document; everything else on stderr."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
 
 Advance = Callable[[int, int], None]
@@ -21,8 +22,13 @@ def print_json(document: Any) -> None:
     sys.stdout.flush()
 
 
+def show(line: str) -> None:
+    """One line of a command's result. No markup, so that nothing in it can be mistaken for some."""
+    stdout.print(line, markup=False, soft_wrap=True)
+
+
 def say(line: str) -> None:
-    """One line for people. No markup, so that nothing in it can be mistaken for some."""
+    """One line about what goes on."""
     stderr.print(line, markup=False, soft_wrap=True)
 
 

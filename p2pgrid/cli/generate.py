@@ -52,7 +52,7 @@ def generate(
         async with open_network(bootstrap or []) as peer:
             description = await describe_model(store, model, peer)
             asker = Asker(description, StageSettings(), PipelineSettings())
-            asker.prompt_ids(request)  # a wrong prompt is refused before anybody is asked
+            asker.check(request)
             await wait_for_route(peer, description.id, description.manifest.layers)
             return await asker.over_swarm(peer, request, show)
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from rich.table import Table
 
-from p2pgrid.cli.console import print_json, progress_bar, say, stderr
+from p2pgrid.cli.console import print_json, progress_bar, say, stdout
+from p2pgrid.cli.console import show as show_line
 from p2pgrid.cli.options import Json
 from p2pgrid.cli.running import run_async
 from p2pgrid.services import weights
@@ -70,7 +71,7 @@ def list_(*, json: Json = False) -> int:
         table.add_row(one.name, (one.model or "")[:12], layers, size, one.problem or "here")
     for name, entry in more.items():
         table.add_row(name, entry.model[:12], "", _megabytes(entry.bytes), f"get it: p2pgrid models pull {name}")
-    stderr.print(table)
+    stdout.print(table)
     return 0
 
 
@@ -87,7 +88,7 @@ def show(name: str, /, *, json: Json = False) -> int:
         print_json(document)
         return 0
     for key, value in document.items():
-        say(f"{key.replace('_', ' '):>16}  {value}")
+        show_line(f"{key.replace('_', ' '):>16}  {value}")
     return 0
 
 

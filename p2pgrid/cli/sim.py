@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from p2pgrid.cli.console import print_json, say
+from p2pgrid.cli.console import print_json, say, show
 from p2pgrid.cli.options import Json
 from p2pgrid.errors import BadInput
 
@@ -48,5 +48,5 @@ def sim(
         spans_said = ", ".join(str(span) for span in report.spans)
         say(f"{nodes} nodes hold layers {spans_said}")
         say(f"{sum(right)} of {len(right)} answers are those of one process; {report.virtual_s:.2f} virtual seconds")
-        print(f"trace {report.trace_hash}", flush=True)  # noqa: T201 - this is the output
+        show(f"trace {report.trace_hash}")
     return 0 if all(right) else 1

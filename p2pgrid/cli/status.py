@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.table import Table
 
-from p2pgrid.cli.console import print_json, stderr
+from p2pgrid.cli.console import print_json, show, stdout
 from p2pgrid.cli.options import Bootstrap, Json
 from p2pgrid.cli.running import run_async
 from p2pgrid.core.routing import find_route
@@ -85,7 +85,7 @@ def _node(advert: Advert) -> dict[str, Any]:
 
 def _show(models: list[dict[str, Any]]) -> None:
     if not models:
-        stderr.print("no node was found; start one with: p2pgrid node --bootstrap ADDR")
+        show("no node was found; start one with: p2pgrid node --bootstrap ADDR")
     for each in models:
         table = Table(title=f"{each['model']}: {_verdict(each)}", title_justify="left")
         for column in ("node", "layers", "state", "ms a step", "free sessions", "address"):
@@ -95,7 +95,7 @@ def _show(models: list[dict[str, Any]]) -> None:
             address = node["addresses"][0].split("/p2p/")[0] if node["addresses"] else "-"
             figures = (f"{node['step_ms']:.1f}", str(node["sessions_free"]))
             table.add_row(node["peer_id"], layers, node["state"], *figures, address)
-        stderr.print(table)
+        stdout.print(table)
 
 
 def _verdict(model: dict[str, Any]) -> str:

@@ -58,7 +58,7 @@ def swarm(
             raise BadInput(f"--nodes {nodes}: give 1 to {min(NODES_MAX, layers)} (the model has {layers} layers)")
         asker = Asker(description, StageSettings(), PipelineSettings())
         if request is not None:
-            asker.prompt_ids(request)  # a wrong prompt is refused before anything is started
+            asker.check(request)
         async with open_local_swarm(model, nodes, span_max=-(-layers // nodes)) as running:
             answer = await _first_answer(running, description, asker, request, state, quiet=json)
             if json and (answer is not None or keep):

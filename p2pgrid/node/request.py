@@ -41,8 +41,12 @@ class Asker:
     def prompt_ids(self, request: Request) -> list[int]:
         """The prompt's token ids, in the chat template unless the request is raw. Raises BadInput."""
         if request.raw:
-            return self._text_ids(request.prompt)
+            return self._tokenizer.prompt(request.prompt)
         return self._tokenizer.chat([{"role": "user", "content": request.prompt}])
+
+    def check(self, request: Request) -> None:
+        """Raises BadInput for a request that can never be answered, before anybody is asked."""
+        self._generation(request, run_ahead=True)
 
     async def over_swarm(self, peer: Peer, request: Request, show: Show) -> Answer:
         """Raises BadInput, NoRoute, Overloaded, PeerUnavailable, PeerMisbehaved."""
@@ -59,19 +63,13 @@ class Asker:
 
     async def score_over_swarm(self, peer: Peer, text: str) -> ScoredText:
         """Teacher-forced scores of `text`. Raises as `over_swarm`."""
-        ids = self._text_ids(text)
+        ids = self._tokenizer.prompt(text)
         async with open_session(peer, self._model.id, self._model.manifest.layers, Sampling()) as session:
             return await score(session, ids, context_max=self._context_max, chunk=self._chunk)
 
     async def score_locally(self, stage: Stage, executor: Executor, text: str) -> ScoredText:
         session = LocalSession(stage, executor, Sampling())
-        return await score(session, self._text_ids(text), context_max=self._context_max, chunk=self._chunk)
-
-    def _text_ids(self, text: str) -> list[int]:
-        """Plain text: nothing in it becomes a control token."""
-        ids = self._tokenizer.encode(text, special=False)
-        data = self._model.tokenizer
-        return [data.bos, *ids] if data.add_bos and data.bos is not None else ids
+        return await score(session, self._tokenizer.prompt(text), context_max=self._context_max, chunk=self._chunk)
 
     def _generation(self, request: Request, *, run_ahead: bool) -> Generation:
         return Generation(

@@ -58,16 +58,16 @@ def test_a_model_lives_from_import_to_removal(command: Any, file: Path, home: Pa
     assert not [path for path in home.rglob("*") if path.is_file()]
 
 
-def test_without_json_people_read_stderr_and_stdout_stays_empty(command: Any, file: Path) -> None:
+def test_without_json_results_are_on_stdout_and_what_goes_on_is_on_stderr(command: Any, file: Path) -> None:
     imported = command("import", str(file))
     assert "my-model-v1 is here" in imported.err
     assert "my-model-v1 is already here" in command("import", str(file)).err
     listed = command("list")
-    assert "my-model-v1" in listed.err
-    assert "p2pgrid models pull smollm2-135m-instruct" in listed.err
-    assert "layers  2" in command("show", "my-model-v1").err
+    assert "my-model-v1" in listed.out
+    assert "p2pgrid models pull smollm2-135m-instruct" in listed.out
+    assert "layers  2" in command("show", "my-model-v1").out
     assert "removed my-model-v1; this freed 0.1 MB" in command("remove", "my-model-v1").err
-    assert imported.out == listed.out == ""
+    assert imported.out == listed.err == ""
 
 
 def test_what_can_be_pulled_is_listed_with_its_model_id(command: Any) -> None:
