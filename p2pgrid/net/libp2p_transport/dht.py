@@ -53,7 +53,7 @@ class Dht:
             with trio.move_on_after(LOOKUP_S_MAX):
                 try:
                     await store.provide(name)
-                except Exception as error:  # noqa: BLE001  (as in _nearest)
+                except Exception as error:  # noqa: BLE001  (the owner, as in _nearest)
                     log.debug("announcing %s: %r", key, error)
                 finally:
                     store.providing_keys.discard(name)  # we renew it ourselves, for as long as it is true
@@ -95,7 +95,7 @@ class Dht:
     async def _nearest(self, name: bytes) -> list[ID]:
         try:
             peers = await self.service.peer_routing.find_closest_peers_network(name)
-        except Exception as error:  # noqa: BLE001  (whatever a peer's answer did to libp2p; ours is to go on)
+        except Exception as error:  # noqa: BLE001  (the owner: whatever a peer's answer did to libp2p, we go on)
             log.debug("looking for peers: %r", error)
             return []
         return [peer for peer in peers if peer != self._own_id]
