@@ -126,6 +126,8 @@ class Links:
     # ── the life of links ────────────────────────────────────────────────────────────────────────────────
 
     async def _own_links(self, *, task_status: trio.TaskStatus[None]) -> None:
+        # Whoever is cancelled before this point has no `run` that would end what is shielded below.
+        await trio.lowlevel.checkpoint_if_cancelled()
         # Shielded, so that on cancellation the links live on until they have said goodbye.
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as tasks:

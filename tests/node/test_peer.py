@@ -1,5 +1,6 @@
 """What every participant is made of: which message goes where, and what a lost link means."""
 
+import random
 from contextlib import AsyncExitStack
 
 import pytest
@@ -7,6 +8,7 @@ import trio
 
 from p2pgrid.engine.executor import InlineExecutor
 from p2pgrid.errors import PeerUnavailable
+from p2pgrid.net.memory_transport import MemoryNetwork
 from p2pgrid.wire.messages import Close, Failed, Token, ToStage
 from tests.net.peers import identity, linked
 from tests.swarm_kit import (
@@ -115,3 +117,25 @@ async def test_a_peer_that_leaves_says_goodbye_to_those_who_wait_for_its_answer(
             with pytest.raises(PeerUnavailable, match=r"stage 0 \(layers 0:10 .*was lost: the peer said goodbye"):
                 await session.receive()
             assert trio.current_time() - left_s < 0.1
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_participant_that_is_cancelled_while_it_opens_is_gone(turns: int) -> None:
+    network = MemoryNetwork(random.Random(1))
+    opened = False
+    with trio.fail_after(5):
+        async with trio.open_nursery() as tasks:
+
+            async def open_one() -> None:
+                nonlocal opened
+                async with joined(network, 1):
+                    opened = True
+                    await trio.sleep_forever()
+
+            tasks.start_soon(open_one)
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+    assert opened or turns < 11
+    async with joined(network, 1):
+        pass  # its place is free again
