@@ -1,0 +1,163 @@
+"""Whole swarms from one seed: real services, toy stages, faults on schedule, and what must hold whatever happens.
+
+A failure names the seed and the plan; `p2pgrid sim --seed N` replays a seed without faults, and the printed
+`simulate(…)` one with them.
+"""
+
+import random
+from functools import cache
+
+import pytest
+
+from p2pgrid.core.swarm_view import missing_layers
+from p2pgrid.engine.stage import Stage
+from p2pgrid.engine.toy_stage import ToyStage
+from p2pgrid.ids import Span
+from p2pgrid.sim import world
+from p2pgrid.sim.faults import Fault, Freeze, Kill, Leave
+from p2pgrid.sim.world import Plan, Report, simulate, undisturbed
+
+FAULT_TO_END_S_MAX = 5.0
+"""A request that a fault hits is over, one way or the other, this long after it."""
+KINDS: tuple[type[Fault], ...] = (Kill, Freeze, Leave)
+UNROUTED_S_MAX = 30.0
+"""A request that was not open yet may try other routes until its patience ends."""
+
+
+def replay(seed: int, plan: Plan) -> str:
+    if not plan.faults:
+        command = f"p2pgrid sim --seed {seed} --nodes {plan.nodes} --requests {plan.requests}"
+        return f"replay: {command}; to the letter: simulate({seed}, {plan})"
+    return f"replay: p2pgrid sim --seed {seed} is without the faults; with them: simulate({seed}, {plan})"
+
+
+def check(report: Report, plan: Plan) -> None:
+    """Right, or a right beginning and an error in time; and nothing leaked."""
+    how = replay(report.seed, plan)
+    last_fault_s = max((fault.at_s for fault in plan.faults), default=0.0)
+    for outcome, expected in zip(report.outcomes, undisturbed(report.seed, plan), strict=True):
+        assert outcome.token_ids == expected[: len(outcome.token_ids)], how
+        if outcome.error is None:
+            assert len(outcome.token_ids) == len(expected), how
+            continue
+        assert outcome.error.startswith(("PeerUnavailable: ", "NoRoute: ", "Overloaded: ")), how
+        assert "\n" not in outcome.error, how
+        limit_s = FAULT_TO_END_S_MAX if outcome.token_ids else UNROUTED_S_MAX
+        assert outcome.ended_at_s <= last_fault_s + limit_s, f"{outcome.error}; {how}"
+    assert report.sessions_leaked == 0, how
+
+
+# ── without faults ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_swarm_answers_like_one_process(seed: int) -> None:
+    plan = Plan(nodes=1 + seed % 7, layers=(3, 12, 17, 30)[seed % 4], requests=1 + seed % 4, max_tokens=12)
+    if plan.nodes > plan.layers:
+        plan = Plan(nodes=plan.layers, layers=plan.layers, requests=plan.requests, max_tokens=12)
+    report = simulate(seed, plan)
+    how = replay(seed, plan)
+    assert [outcome.error for outcome in report.outcomes] == [None] * plan.requests, how
+    assert [outcome.token_ids for outcome in report.outcomes] == undisturbed(seed, plan), how
+    assert missing_layers([span for span in report.spans if span is not None], plan.layers) == [], how
+    check(report, plan)
+
+
+def test_seeds_and_requests_ask_for_different_answers() -> None:
+    """Else the comparisons here could not fail."""
+    answers = [tuple(answer) for seed in range(5) for answer in undisturbed(seed)]
+    assert len(set(answers)) == len(answers)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_node_with_other_weights_is_noticed(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(nodes=3, span_max=4, requests=1)
+    right = undisturbed(seed, plan)
+
+    def other_weights(span: Span, layers: int, rows: int, context_max: int, *, seed: int, vocab: int) -> Stage:
+        return ToyStage(span, layers, rows, context_max, seed=seed + (span.start == 4), vocab=vocab)
+
+    monkeypatch.setattr(world, "ToyStage", other_weights)
+    report = simulate(seed, plan)
+    assert report.outcomes[0].error is None
+    assert [outcome.token_ids for outcome in report.outcomes] != right
+    with pytest.raises(AssertionError, match=f"p2pgrid sim --seed {seed} --nodes 3"):
+        monkeypatch.undo()
+        check(report, plan)
+
+
+def test_a_row_that_is_kept_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(nodes=2, requests=1, max_tokens=4)
+
+    async def say_nothing(self: object, session: object) -> None:
+        pass
+
+    monkeypatch.setattr("p2pgrid.services.pipeline.Pipeline._close_all", say_nothing)
+    monkeypatch.setattr("p2pgrid.services.worker.Worker.on_lost", lambda self, peer, reason: None)
+    assert simulate(1, plan).sessions_leaked > 0
+
+
+# ── with faults ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def calm_plan(seed: int, **changes: int) -> Plan:
+    shape = {"nodes": 3 + seed % 4, "layers": (6, 12, 17)[seed % 3], "requests": 2, "max_tokens": 40}
+    return Plan(**{**shape, **changes})  # type: ignore[arg-type]
+
+
+@cache
+def token_times_s(seed: int) -> tuple[float, ...]:
+    """When the tokens come as long as nothing happens."""
+    trace = simulate(seed, calm_plan(seed)).trace
+    return tuple(float(line.split()[0]) for line in trace if " token " in line)
+
+
+def with_fault(seed: int, kind: type[Fault], rng: random.Random) -> Plan:
+    times_s = token_times_s(seed)
+    at_s = rng.uniform(times_s[1], times_s[-2])
+    calm = calm_plan(seed)
+    return Plan(
+        nodes=calm.nodes,
+        layers=calm.layers,
+        requests=calm.requests,
+        max_tokens=calm.max_tokens,
+        faults=(kind(rng.randrange(calm.nodes), at_s),),
+    )
+
+
+@pytest.mark.parametrize("seed", range(14))
+@pytest.mark.parametrize("kind", KINDS)
+def test_losing_a_node_in_mid_answer_ends_requests_or_leaves_them_right(kind: type[Fault], seed: int) -> None:
+    plan = with_fault(seed, kind, random.Random(f"{kind.__name__} {seed}"))
+    check(simulate(seed, plan), plan)
+
+
+def test_faults_hit_requests_and_spare_others() -> None:
+    """Else the test above would show nothing."""
+    ends: set[tuple[type[Fault], bool]] = set()
+    for kind in KINDS:
+        for seed in range(2, 5):
+            plan = with_fault(seed, kind, random.Random(f"{kind.__name__} {seed}"))
+            ends |= {(kind, outcome.error is None) for outcome in simulate(seed, plan).outcomes}
+    assert {(Kill, False), (Freeze, False)} < ends
+    assert {spared for _, spared in ends} == {True, False}
+
+
+@pytest.mark.parametrize("seed", range(100, 116))
+def test_several_faults_at_any_time_leave_no_wrong_answer_and_no_row(seed: int) -> None:
+    rng = random.Random(f"storm {seed}")
+    nodes = rng.randint(3, 7)
+    faults: list[Fault] = [
+        rng.choice(KINDS)(node, rng.uniform(0, 4.5)) for node in rng.sample(range(nodes), rng.randint(1, 3))
+    ]
+    plan = Plan(nodes=nodes, layers=rng.choice([6, 12, 17]), requests=2, max_tokens=30, faults=tuple(faults))
+    check(simulate(seed, plan), plan)
+
+
+@pytest.mark.parametrize("at_s", [0.0, 0.2, 1.0, 1.9])
+def test_nodes_killed_before_they_serve_are_no_loss(at_s: float) -> None:
+    """Of six nodes that would hold every layer twice over three are left."""
+    plan = Plan(nodes=6, layers=12, span_max=6, requests=1, max_tokens=8, faults=tuple(Kill(i, at_s) for i in range(3)))
+    report = simulate(3, plan)
+    check(report, plan)
+    assert report.outcomes[0].error is None, replay(3, plan)
