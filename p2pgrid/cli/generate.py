@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from p2pgrid.cli.answers import answer_document, local_engine, summary
 from p2pgrid.cli.console import print_json, say
+from p2pgrid.cli.joining import joining
 from p2pgrid.cli.options import DEFAULT_MODEL, Bootstrap, Json, Local, Model
 from p2pgrid.cli.running import run_async
 from p2pgrid.errors import BadInput
@@ -49,7 +50,7 @@ def generate(
         if local:
             async with local_engine(store, model) as (asker, stage, executor):
                 return await asker.locally(stage, executor, request, show)
-        async with open_network(bootstrap or []) as peer:
+        async with open_network(joining(bootstrap)) as peer:
             description = await describe_model(store, model, peer)
             asker = Asker(description, StageSettings(), PipelineSettings())
             asker.check(request)

@@ -1,11 +1,14 @@
 """`p2pgrid node`: serve a span of a model's layers."""
 
+from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import trio
 from cyclopts import Parameter
 
 from p2pgrid.cli.console import print_json, progress_bar, say
+from p2pgrid.cli.joining import joining
 from p2pgrid.cli.options import DEFAULT_MODEL, Bootstrap, Ephemeral, Json, Listen, Model, StateFile, UntilStdinCloses
 from p2pgrid.cli.running import run_async, until_told_to_stop
 from p2pgrid.cli.values import parse_layers, parse_size
@@ -14,13 +17,15 @@ from p2pgrid.engine.stage import Stage
 from p2pgrid.errors import BadInput
 from p2pgrid.ids import Span
 from p2pgrid.node.node import Node, Phase, Serving
+from p2pgrid.node.peer import Peer
 from p2pgrid.node.state_file import own_state, write_json
 from p2pgrid.node.wiring import (
     build_stage,
     describe_model,
     fit_memory,
+    listen_for,
     model_store,
-    open_network,
+    open_node_network,
     own_identity,
     public_blobs,
 )
@@ -55,39 +60,38 @@ def node(
         description = await describe_model(store, model)
         most, settings_for = fit_memory(description.manifest, memory_bytes, span, span_max, StageSettings())
         serving = Serving(description.id, model, description.manifest.layers, span, most)
-        executor = LaneExecutor()
-        stages: list[Stage] = []
 
         async def make_stage(chosen: Span) -> Stage:
             with progress_bar(f"loading layers {chosen}") as advance:
-                stages.append(await build_stage(store, description, chosen, settings_for(chosen), advance))
-            return stages[-1]
+                return await build_stage(store, description, chosen, settings_for(chosen), advance)
 
+        peers = joining(bootstrap)
         with own_identity("node", ephemeral=ephemeral) as identity:
-            async with open_network(bootstrap or [], identity=identity, listen=listen or [], serves=True) as peer:
-
-                def on_phase(phase: Phase, held: Span | None) -> None:
-                    now = own_state(
-                        identity.peer,
-                        peer.transport.addresses,
-                        phase,
-                        None if held is None else (held.start, held.stop),
-                    )
-                    if state is not None:
-                        write_json(state, now)
-                    if phase == "serving":
-                        if json:
-                            print_json(now)
-                        say(f"serving layers {held} of {model} as {identity.peer} on {peer.transport.addresses[0]}")
-                    elif phase in ("draining", "left"):
-                        say({"draining": "leaving: sessions are ended", "left": "left"}[phase])
-
+            async with open_node_network(peers, identity, listen or [listen_for(peers)]) as peer:
                 BlobServer(peer.transport, public_blobs(description))
-                await _live(Node(peer, serving, make_stage, executor, on_phase), until_stdin_closes)
-        for stage in stages:
-            stage.close()
+                on_phase = partial(_tell, peer, model, state, json)
+                await _live(Node(peer, serving, make_stage, LaneExecutor(), on_phase), until_stdin_closes)
 
     run_async(main)
+
+
+def _tell(peer: Peer, model: str, state: Path | None, json: bool, phase: Phase, span: Span | None) -> None:
+    """Where the node stands: into its state file, and what people want to know of it onto the terminal."""
+    transport = peer.transport
+    now = own_state(transport.peer, transport.addresses, phase, None if span is None else (span.start, span.stop))
+    if state is not None:
+        write_json(state, now)
+    if json and phase == "serving":
+        print_json(now)
+    match phase:
+        case "serving":
+            say(f"serving layers {span} of {model} as {transport.peer} on {transport.addresses[0].split('/p2p/')[0]}")
+        case "draining":
+            say("leaving: no new sessions, those that run are ended")
+        case "left":
+            say("left")
+        case _:
+            pass
 
 
 async def _live(node: Node, until_stdin_closes: bool) -> None:

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from p2pgrid.cli.answers import local_engine
 from p2pgrid.cli.console import print_json, say
+from p2pgrid.cli.joining import joining
 from p2pgrid.cli.options import DEFAULT_MODEL, Bootstrap, Json, Local, Model
 from p2pgrid.cli.running import run_async
 from p2pgrid.cli.values import read_text
@@ -36,7 +37,7 @@ def score(
         if local:
             async with local_engine(store, model) as (asker, stage, executor):
                 return await asker.score_locally(stage, executor, text)
-        async with open_network(bootstrap or []) as peer:
+        async with open_network(joining(bootstrap)) as peer:
             description = await describe_model(store, model, peer)
             await wait_for_route(peer, description.id, description.manifest.layers)
             return await Asker(description, StageSettings(), PipelineSettings()).score_over_swarm(peer, text)

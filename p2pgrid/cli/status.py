@@ -6,6 +6,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from p2pgrid.cli.console import print_json, show, stdout
+from p2pgrid.cli.joining import joining
 from p2pgrid.cli.options import Bootstrap, Json
 from p2pgrid.cli.running import run_async
 from p2pgrid.core.routing import find_route
@@ -37,7 +38,7 @@ def status(
         store = model_store()
         names = known_models(store)
         models = [resolve_model(store, model)] if model is not None else sorted(names)
-        async with open_network(bootstrap or []) as peer:
+        async with open_network(joining(bootstrap)) as peer:
             for _ in range(ROUNDS):
                 for known in models:
                     await peer.discovery.refresh(known)

@@ -57,20 +57,29 @@ def default_bootstrap() -> list[str]:
     return [str(peer) for peer in peers]
 
 
-@asynccontextmanager
-async def open_network(
-    bootstrap: Sequence[str], *, identity: Identity | None = None, listen: Sequence[str] = (), serves: bool = False
-) -> AsyncIterator[Peer]:
-    """A participant of the real network; a client unless it `serves`.
+def listen_for(peers: Sequence[str]) -> str:
+    """Where a node listens when it was not told: on every interface, unless all its bootstrap peers are on loopback."""
+    on_loopback = bool(peers) and all(peer.startswith(("/ip4/127.", "/ip6/::1/")) for peer in peers)
+    return f"/ip4/{'127.0.0.1' if on_loopback else '0.0.0.0'}/tcp/0"
 
-    Without any bootstrap peer, given or listed, it looks on the local network by mDNS.
+
+@asynccontextmanager
+async def open_network(bootstrap: Sequence[str]) -> AsyncIterator[Peer]:
+    """A client of the real network, which `bootstrap` peers lead to; see `open_node_network` for the errors."""
+    async with open_node_network(bootstrap, ephemeral_identity(), ["/ip4/127.0.0.1/tcp/0"], serves=False) as peer:
+        yield peer
+
+
+@asynccontextmanager
+async def open_node_network(
+    bootstrap: Sequence[str], identity: Identity, listen: Sequence[str], *, serves: bool = True
+) -> AsyncIterator[Peer]:
+    """A participant of the real network; without any bootstrap peer it looks on the local network by mDNS.
+
     Raises BadInput for a wrong address, PeerUnavailable when no bootstrap peer answers, LocalFault for a port.
     """
-    identity = identity or ephemeral_identity()
-    peers = list(bootstrap) or default_bootstrap()
-    addresses = list(listen) or ["/ip4/127.0.0.1/tcp/0"]
     async with (
-        open_libp2p(identity, addresses, peers, dht_server=serves, mdns=not peers) as transport,
+        open_libp2p(identity, listen, bootstrap, dht_server=serves, mdns=not bootstrap) as transport,
         open_peer(transport, identity, wall=time.time, rng=random.Random(secrets.randbits(64))) as peer,
     ):
         yield peer
