@@ -239,6 +239,8 @@ class Link:
                 while not self._inbox:
                     self._to_deliver = trio.Event()
                     await self._to_deliver.wait()
+                if self.ended.is_set():
+                    return  # cut off, not finished: nobody may act for a peer whose loss was told already
                 item = self._inbox.popleft()
                 if isinstance(item, str):
                     self.end(item)

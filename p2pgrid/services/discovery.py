@@ -84,12 +84,11 @@ class Discovery:
         await self.refresh(describe().model)
 
     async def withdraw(self, last_word: Advert) -> None:
-        """Tell the peers that we know that we leave, within half a second, and stop advertising."""
+        """Tell the peers that we know that we leave, within half a second, and from now on whoever asks."""
         self._describe = lambda: last_word
         self._own = None
         with trio.move_on_after(WITHDRAW_S_MAX):
             await self.refresh(last_word.model, look_up=False)
-        self._describe = None
 
     async def refresh(self, model: ModelId, *, look_up: bool = True) -> None:
         """One round: providers from the DHT, then an exchange of adverts with some of them and of those known."""
@@ -120,7 +119,7 @@ class Discovery:
         return found()
 
     def own_advert(self) -> tuple[Advert, SignedAdvert] | None:
-        """Our advert, signed anew when a third of its time is over or when it was published anew."""
+        """Our advert, signed anew every `advert_renew_s` and when it was published anew."""
         if self._describe is None:
             return None
         now = self._wall()
@@ -157,7 +156,7 @@ class Discovery:
         await self._published.wait()
         pause_s = SECOND_ANNOUNCE_S
         while True:
-            if self._describe is not None:
+            if self._describe is not None and self._describe().state != "draining":
                 await self._transport.announce(provider_key(self._describe().model))
             await trio.sleep(pause_s * self._rng.uniform(0.8, 1.2))
             pause_s = self._settings.announce_every_s

@@ -32,6 +32,8 @@ log = structlog.get_logger()
 
 RETRY_AFTER_S = 1.0
 FAREWELL_S_MAX = 0.5
+SESSION_IDLE_S_MAX = 120.0
+"""A KV row is not held longer than this for a client that lives and sends nothing."""
 HIDDEN_BYTES_MAX = FRAME_BYTES_MAX - 16 * 1024
 """Hidden states of one step; what is left of the frame holds its token ids, targets and names."""
 
@@ -166,7 +168,8 @@ class Worker:
                 await self._links.connect(Contact(following.peer, following.addresses))
                 # Not `_say`: a client whose link was lost before its session was known here is lost for good.
                 await self._links.send(machine.client, Opened(machine.opening.session, machine.epoch, machine.hop))
-                async for delivery in session.steps:
+                while True:
+                    delivery = await self._next_step(session)
                     try:
                         await self._step(session, delivery.message)
                     finally:
@@ -181,6 +184,12 @@ class Worker:
                 await self._say(
                     machine.client, Failed(machine.opening.session, machine.epoch, machine.hop, session.farewell[:500])
                 )
+
+    async def _next_step(self, session: _Session) -> Delivery:
+        """The next step to run. Raises PeerUnavailable when none comes for longer than a client may think."""
+        with trio.move_on_after(SESSION_IDLE_S_MAX):
+            return await session.steps.receive()
+        raise PeerUnavailable(f"no step came for {SESSION_IDLE_S_MAX:.0f} s", session.machine.client)
 
     async def _forget(self, session: _Session) -> None:
         session.ending = True

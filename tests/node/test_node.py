@@ -77,7 +77,9 @@ async def test_a_node_lives_its_phases_in_order(span: Span | None, autojump_cloc
         assert life.names == ["joining", "building", "testing", "serving", "draining", "left"]
         assert {held for phase, held in life.phases if phase != "joining"} == {span or WHOLE}
         assert watcher.states == ["joining", "serving", "draining"]
-        assert life.peer.discovery.own_advert() is None
+        said = life.peer.discovery.own_advert()
+        assert said is not None
+        assert said[0].state == "draining"
 
 
 async def test_a_node_is_advertised_as_serving_only_once_it_can_answer(autojump_clock: trio.abc.Clock) -> None:

@@ -11,6 +11,7 @@ import trio
 from p2pgrid.engine.executor import InlineExecutor
 from p2pgrid.errors import LocalFault
 from p2pgrid.ids import ModelId, SessionId, Span
+from p2pgrid.services.worker import SESSION_IDLE_S_MAX
 from p2pgrid.settings import LinkSettings
 from p2pgrid.wire.codec import frame
 from p2pgrid.wire.messages import (
@@ -295,6 +296,19 @@ async def test_the_rows_of_a_client_whose_link_is_lost_are_free_again(
         await trio.sleep(1)
         assert chain.rows_taken == [0] * parts
         assert [sorted(stage.released) for stage in chain.stages] == [[0, 1]] * parts
+
+
+async def test_a_session_for_which_nothing_comes_gives_its_row_back(autojump_clock: trio.abc.Clock) -> None:
+    async with open_chain(1) as chain, talking_to(chain) as client:
+        await open_by_hand(client, chain.route)
+        client.arrived.clear()
+        await trio.sleep(SESSION_IDLE_S_MAX - 1)
+        assert chain.rows_taken == [1]
+        await trio.sleep(2)
+        assert chain.rows_taken == [0]
+        said = await reply(client)
+        assert isinstance(said, Failed)
+        assert "no step came" in said.reason
 
 
 async def test_sessions_of_others_go_on_when_a_client_vanishes(autojump_clock: trio.abc.Clock) -> None:
