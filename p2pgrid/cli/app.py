@@ -70,7 +70,7 @@ def _log_to_stderr(level: str) -> None:
         raise BadInput(f"{LOG_LEVEL_VARIABLE}={level}: give one of debug, info, warning, error")
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(names[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # whatever stderr is by then
     )
 
 
