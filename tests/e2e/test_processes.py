@@ -131,6 +131,7 @@ def test_a_killed_swarm_command_takes_all_its_processes_with_it(tmp_path: Path) 
         [*PYTHON, "swarm", "--nodes", "2", "--keep", "--state", str(state_file)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(tmp_path)},  # what it cannot tidy up any more goes with the test
     )
     try:
         wait_for(state_file.exists, 90, process)
