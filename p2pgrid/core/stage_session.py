@@ -64,8 +64,15 @@ class StageSession:
         """Where results go: the next stage, and from the last one back to the first."""
         return self.opening.route[(self.hop + 1) % len(self.opening.route)]
 
+    @property
+    def downstream(self) -> PeerId:
+        """Who gets the results: the next stage, or the client when it relays."""
+        return self.client if self.opening.relayed else self.next_hop.peer
+
     def may_send(self, peer: PeerId) -> bool:
         """Whether steps of this session may come from `peer`: the stage before, and for stage 0 the client."""
+        if self.opening.relayed:
+            return peer == self.client
         return peer == self.opening.route[self.hop - 1].peer or (self.hop == 0 and peer == self.client)
 
     def on_step(self, epoch: int, position: int, count: int) -> Decision:
@@ -84,7 +91,7 @@ class StageSession:
 
     def feeds_on(self, position: int, token: int, until: int) -> bool:
         """Whether the last stage feeds the token sampled for `position` to stage 0 without asking the client."""
-        return position < until and token not in self.opening.stop_tokens
+        return position < until and token not in self.opening.stop_tokens and not self.opening.relayed
 
 
 def check_route(opening: Open, own_peer: PeerId, own_span: Span, layers: int) -> None:

@@ -73,10 +73,17 @@ async def wait_for_route(peer: Peer, model: ModelId, layers: int, avoid: Collect
 
 @asynccontextmanager
 async def open_session(
-    peer: Peer, model: ModelId, layers: int, sampling: Sampling, stop_tokens: Sequence[int] = ()
+    peer: Peer,
+    model: ModelId,
+    layers: int,
+    sampling: Sampling,
+    stop_tokens: Sequence[int] = (),
+    *,
+    relayed: bool = False,
 ) -> AsyncIterator[PipelineSession]:
     """A session on the best route that opens: lost peers are left out, busy ones are asked again later.
 
+    With `relayed` the stages do not talk to each other but through this client, one round trip a stage.
     Raises NoRoute, or what the last route said when the settings' patience is over.
     """
     async with AsyncExitStack() as stack:
@@ -91,7 +98,7 @@ async def open_session(
             except NoRoute:
                 route = await wait_for_route(peer, model, layers, lost)
             try:
-                opening = peer.pipeline.open(model, route, sampling, stop_tokens)
+                opening = peer.pipeline.open(model, route, sampling, stop_tokens, relayed=relayed)
                 session = await stack.enter_async_context(opening)
                 break
             except (PeerUnavailable, Overloaded) as error:

@@ -37,8 +37,10 @@ class Peer:
         return self.discovery.view
 
     async def on_message(self, delivery: Delivery) -> None:
-        """Steps of other people's sessions go to the stage, answers to our own to the pipeline."""
-        if not isinstance(delivery.message, Open | Step | Close):
+        """Steps of other people's sessions go to the stage, what belongs to our own to the pipeline."""
+        message = delivery.message
+        ours = isinstance(message, Step) and self.pipeline.relays(message.session)
+        if ours or not isinstance(message, Open | Step | Close):
             await self.pipeline.on_message(delivery)
         elif self.worker is not None:
             await self.worker.on_message(delivery)

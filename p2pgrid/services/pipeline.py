@@ -36,9 +36,12 @@ CLOSE_S_MAX = 0.5
 class PipelineSession:
     """A session that is open on every stage of `route`. Made by `Pipeline.open`, ended by its context."""
 
-    def __init__(self, links: Links, session: SessionId, route: tuple[Hop, ...], token_s_max: float) -> None:
+    def __init__(
+        self, links: Links, session: SessionId, route: tuple[Hop, ...], token_s_max: float, *, relayed: bool
+    ) -> None:
         self.id = session
         self.route = route
+        self.relayed = relayed
         self.epoch = 0
         self._links = links
         self._token_s_max = token_s_max
@@ -60,11 +63,20 @@ class PipelineSession:
             targets=pack_ints(step.targets),
             until=step.until,
         )
+        await self._send_to(0, message)
+
+    async def relay(self, peer: PeerId, step: Step) -> None:
+        """Hidden states of the stage on `peer`, on their way to the next one. Raises what ended the session."""
+        for hop, stage in enumerate(self.route[:-1]):
+            if stage.peer == peer:
+                await self._send_to(hop + 1, step)
+
+    async def _send_to(self, hop: int, step: Step) -> None:
         try:
-            await self._links.send(self.route[0].peer, message)
+            await self._links.send(self.route[hop].peer, step)
         except PeerUnavailable as error:
             self._check()
-            raise PeerUnavailable(f"{self.name(0)} cannot be reached: {error}", self.route[0].peer) from error
+            raise PeerUnavailable(f"{self.name(hop)} cannot be reached: {error}", self.route[hop].peer) from error
 
     async def receive(self) -> Answer:
         """The next answer of the last stage. Raises what ended the session, or PeerUnavailable after a long silence."""
@@ -132,13 +144,21 @@ class Pipeline:
 
     @asynccontextmanager
     async def open(
-        self, model: ModelId, route: tuple[Hop, ...], sampling: Sampling, stop_tokens: Sequence[int]
+        self,
+        model: ModelId,
+        route: tuple[Hop, ...],
+        sampling: Sampling,
+        stop_tokens: Sequence[int],
+        *,
+        relayed: bool = False,
     ) -> AsyncIterator[PipelineSession]:
         """A session on every stage of `route`; closed there on every exit.
 
+        With `relayed` every result comes here and is sent on from here, for stages that cannot reach each other.
         Raises PeerUnavailable, PeerMisbehaved or Overloaded, each naming the peer to avoid.
         """
-        session = PipelineSession(self._links, self._new_session_id(), route, self._settings.token_s_max)
+        session_id = self._new_session_id()
+        session = PipelineSession(self._links, session_id, route, self._settings.token_s_max, relayed=relayed)
         self._sessions[session.id] = session
         try:
             with trio.move_on_after(self._settings.open_s_max) as deadline:
@@ -157,12 +177,26 @@ class Pipeline:
     async def on_message(self, delivery: Delivery) -> None:
         """Called by the links. A message for a session that is over is passed over."""
         message = delivery.message
-        if not isinstance(message, Opened | Token | Scores | OutOfSync | Busy | Failed):
+        if isinstance(message, Step):
+            await self._relay(delivery.peer, message)
+        elif not isinstance(message, Opened | Token | Scores | OutOfSync | Busy | Failed):
             raise PeerMisbehaved(f"{type(message).__name__} is not for a client", delivery.peer)
-        session = self._sessions.get(message.session)
-        if session is not None and session.epoch == message.epoch:
+        elif (session := self._sessions.get(message.session)) is not None and session.epoch == message.epoch:
             session.take(delivery.peer, message)
         delivery.release()
+
+    def relays(self, session: SessionId) -> bool:
+        """Whether steps of `session` pass through here."""
+        return session in self._sessions and self._sessions[session].relayed
+
+    async def _relay(self, peer: PeerId, step: Step) -> None:
+        session = self._sessions.get(step.session)
+        if session is None or not session.relayed:
+            return
+        try:
+            await session.relay(peer, step)
+        except PeerUnavailable as error:
+            session.fail(error)
 
     def on_lost(self, peer: PeerId, reason: str) -> None:
         for session in list(self._sessions.values()):
@@ -176,7 +210,8 @@ class Pipeline:
         async def open_one(hop: int, stage: Hop) -> None:
             try:
                 await self._links.connect(Contact(stage.peer, stage.addresses))
-                opening = Open(session.id, session.epoch, model, session.route, hop, sampling, stop_tokens)
+                route, relayed = session.route, session.relayed
+                opening = Open(session.id, session.epoch, model, route, hop, sampling, stop_tokens, relayed)
                 await self._links.send(stage.peer, opening)
             except PeerUnavailable as error:
                 session.fail(PeerUnavailable(f"{session.name(hop)} cannot be reached: {error}", stage.peer))

@@ -121,7 +121,7 @@ class Worker:
         for session in list(self._sessions.values()):
             if session.machine.client == peer:
                 self._end(session, None)
-            elif session.machine.next_hop.peer == peer:
+            elif session.machine.downstream == peer:
                 span = session.machine.next_hop.span
                 self._end(session, f"lost the link to the next stage (layers {span} on {peer}): {reason}")
 
@@ -164,8 +164,9 @@ class Worker:
         machine = session.machine
         try:
             with session.scope:
-                following = machine.next_hop
-                await self._links.connect(Contact(following.peer, following.addresses))
+                if not machine.opening.relayed:
+                    following = machine.next_hop
+                    await self._links.connect(Contact(following.peer, following.addresses))
                 # Not `_say`: a client whose link was lost before its session was known here is lost for good.
                 await self._links.send(machine.client, Opened(machine.opening.session, machine.epoch, machine.hop))
                 while True:
@@ -254,11 +255,11 @@ class Worker:
                     targets=step.targets,
                     until=step.until,
                 )
-                await self._links.send(machine.next_hop.peer, onward)
+                await self._links.send(machine.downstream, onward)
             case TokenOut(token=token):
                 if machine.feeds_on(position, token, step.until):
                     fed = Step(step.session, step.epoch, position, pack_ints([token]), want="token", until=step.until)
-                    await self._links.send(machine.next_hop.peer, fed)
+                    await self._links.send(machine.downstream, fed)
                 await self._say(machine.client, Token(step.session, step.epoch, position, token))
             case ScoresOut(top1=top1, next_logprobs=logprobs):
                 scores = Scores(step.session, step.epoch, step.position, pack_ints(top1), pack_floats(logprobs))

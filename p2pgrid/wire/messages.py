@@ -111,6 +111,8 @@ class Open(_Message, frozen=True):
     sampling: Sampling = Sampling()
     stop_tokens: Annotated[tuple[Count, ...], Meta(max_length=64)] = ()
     """The last stage feeds none of these back to stage 0."""
+    relayed: bool = False
+    """Results go to the client, who passes them on: for stages that cannot reach each other."""
 
 
 class Opened(_Message, frozen=True):

@@ -296,3 +296,20 @@ async def test_what_is_for_a_stage_is_misbehaviour_at_a_client(autojump_clock: t
         )
         await actors.stages[0].links.send(actors.chain.client.transport.peer, Close(SessionId("ab" * 16)))
         await actors.stages[0].loss()
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+async def test_a_client_that_relays_gets_the_same_answer(parts: int, autojump_clock: trio.abc.Clock) -> None:
+    async with open_chain(parts) as chain:
+        async with chain.client.pipeline.open(MODEL, chain.route, SEEDED, (), relayed=True) as session:
+            answer = await answer_of(session, generation(run_ahead=False))
+        assert answer.token_ids == await alone(SEEDED)
+        assert all(stage.links.peers() == [chain.client.transport.peer] for stage in chain.peers)
+
+
+async def test_a_stage_lost_behind_a_relaying_client_is_named(autojump_clock: trio.abc.Clock) -> None:
+    async with open_chain(3) as chain:
+        with pytest.raises(PeerUnavailable, match="stage 1 "):
+            async with chain.client.pipeline.open(MODEL, chain.route, SEEDED, (), relayed=True) as session:
+                chain.network.kill(chain.route[1].peer)
+                await answer_of(session, generation(run_ahead=False))
