@@ -9,7 +9,17 @@ from cyclopts import Parameter
 
 from p2pgrid.cli.console import print_json, progress_bar, say
 from p2pgrid.cli.joining import joining
-from p2pgrid.cli.options import DEFAULT_MODEL, Bootstrap, Ephemeral, Json, Listen, Model, StateFile, UntilStdinCloses
+from p2pgrid.cli.options import (
+    DEFAULT_MODEL,
+    Announce,
+    Bootstrap,
+    Ephemeral,
+    Json,
+    Listen,
+    Model,
+    StateFile,
+    UntilStdinCloses,
+)
 from p2pgrid.cli.running import run_async, until_told_to_stop
 from p2pgrid.cli.values import parse_layers, parse_size
 from p2pgrid.engine.executor import LaneExecutor
@@ -40,6 +50,7 @@ def node(
     layers: Annotated[str, Parameter(help="START:STOP, or auto: take what the swarm lacks most.")] = "auto",
     span_max: Annotated[int | None, Parameter(help="With auto: take at most so many layers.")] = None,
     listen: Listen = None,
+    announce: Announce = None,
     memory: Annotated[str | None, Parameter(help="At most this, like 2GiB. Default: half of what is free.")] = None,
     ephemeral: Ephemeral = False,
     state: StateFile = None,
@@ -67,7 +78,8 @@ def node(
 
         peers = joining(bootstrap)
         with own_identity("node", ephemeral=ephemeral) as identity:
-            async with open_node_network(peers, identity, listen or [listen_for(peers)]) as peer:
+            listening = listen or [listen_for(peers)]
+            async with open_node_network(peers, identity, listening, announce=announce or ()) as peer:
                 BlobServer(peer.transport, public_blobs(description))
                 on_phase = partial(_tell, peer, model, state, json)
                 await _live(Node(peer, serving, make_stage, LaneExecutor(), on_phase), until_stdin_closes)

@@ -21,6 +21,15 @@ Listen = Annotated[
     list[str] | None,
     Parameter("--listen", negative=(), help="Multiaddr to listen on; port 0 = any free one."),
 ]
+Announce = Annotated[
+    list[str] | None,
+    Parameter(
+        "--announce",
+        negative=(),
+        help="Multiaddr at which others can dial this node, instead of those it listens on: for a node behind a"
+        " port forward. Like /ip4/192.0.2.1/tcp/4001; may be given several times.",
+    ),
+]
 Json = Annotated[bool, Parameter("--json", negative=(), help="Print one JSON document on stdout.")]
 StateFile = Annotated[
     Path | None, Parameter("--state", help="Keep a JSON file with process id, peer id, addresses and layers.")

@@ -72,14 +72,21 @@ async def open_network(bootstrap: Sequence[str]) -> AsyncIterator[Peer]:
 
 @asynccontextmanager
 async def open_node_network(
-    bootstrap: Sequence[str], identity: Identity, listen: Sequence[str], *, serves: bool = True
+    bootstrap: Sequence[str],
+    identity: Identity,
+    listen: Sequence[str],
+    *,
+    serves: bool = True,
+    announce: Sequence[str] = (),
 ) -> AsyncIterator[Peer]:
     """A participant of the real network; without any bootstrap peer it looks on the local network by mDNS.
+
+    It tells others to dial it at `announce`, or where it listens when that is empty.
 
     Raises BadInput for a wrong address, PeerUnavailable when no bootstrap peer answers, LocalFault for a port.
     """
     async with (
-        open_libp2p(identity, listen, bootstrap, dht_server=serves, mdns=not bootstrap) as transport,
+        open_libp2p(identity, listen, bootstrap, dht_server=serves, mdns=not bootstrap, announce=announce) as transport,
         open_peer(transport, identity, wall=time.time, rng=random.Random(secrets.randbits(64))) as peer,
     ):
         yield peer

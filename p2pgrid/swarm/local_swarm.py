@@ -1,7 +1,7 @@
 """One bootstrap peer and N nodes as processes on loopback, which know only the bootstrap's address."""
 
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -9,6 +9,13 @@ import trio
 
 from p2pgrid.node.state_file import ProcessState
 from p2pgrid.swarm.processes import Member, end_members, start_member, wait_for_phase
+
+LISTEN = ("--listen", "/ip4/127.0.0.1/tcp/0")
+
+
+def listen_anywhere(number: int) -> Sequence[str]:
+    """The arguments of node `number`, from 0, unless somebody decides otherwise: any free port."""
+    return LISTEN
 
 
 class LocalSwarm:
@@ -41,22 +48,25 @@ class LocalSwarm:
 
 
 @asynccontextmanager
-async def open_local_swarm(model: str, nodes: int, span_max: int) -> AsyncIterator[LocalSwarm]:
+async def open_local_swarm(
+    model: str, nodes: int, span_max: int, arguments_of: Callable[[int], Sequence[str]] = listen_anywhere
+) -> AsyncIterator[LocalSwarm]:
     """Start the swarm; end every process of it on every exit.
 
-    Each node takes at most `span_max` layers and chooses them itself. Raises LocalFault when a process cannot
-    start.
+    Each node takes at most `span_max` layers and chooses them itself. `arguments_of(number)`, numbers from 0, are
+    what the `p2pgrid node` of that number is given besides; they say where it listens. Raises LocalFault when a
+    process cannot start.
     """
     members: list[Member] = []
     with tempfile.TemporaryDirectory(prefix="p2pgrid-swarm-") as name:
         directory = Path(name)
         try:
-            listen = ["--listen", "/ip4/127.0.0.1/tcp/0", "--ephemeral"]
-            members.append(await start_member("bootstrap", ["bootstrap", *listen], directory))
+            members.append(await start_member("bootstrap", ["bootstrap", *LISTEN, "--ephemeral"], directory))
             bootstrap = await wait_for_phase(members[0], "serving")
             for i in range(nodes):
                 joining = [arg for address in bootstrap.addresses for arg in ("--bootstrap", address)]
-                command = ["node", "--model", model, *joining, *listen, "--span-max", str(span_max)]
+                command = ["node", "--model", model, *joining, "--ephemeral", "--span-max", str(span_max)]
+                command += arguments_of(i)
                 members.append(await start_member(f"node-{i + 1}", command, directory))
             yield LocalSwarm(bootstrap, members[1:])
         finally:

@@ -29,6 +29,19 @@ def parse_listen(listen: Sequence[str]) -> list[Multiaddr]:
     return addresses
 
 
+def parse_announce(announce: Sequence[str]) -> list[Multiaddr]:
+    """What to tell others instead of the listening addresses. Raises BadInput for what nobody could dial."""
+    addresses = [_parse(text, _HOSTS) for text in announce]
+    if len(addresses) > ADDRESSES_MAX:
+        raise BadInput(f"{len(addresses)} addresses to announce: give {ADDRESSES_MAX} at most")
+    for address in addresses:
+        if _value(address, "p2p") is not None:
+            raise BadInput(f"cannot announce {address}: leave /p2p/ and what follows away, it is added")
+        if not dialable([str(address)]):
+            raise BadInput(f"cannot announce {address}: give an address and a port that others can dial")
+    return addresses
+
+
 def parse_bootstrap(bootstrap: Sequence[str]) -> list[Contact]:
     """Peers to begin with, from multiaddrs that end in `/p2p/<id>`. Raises BadInput."""
     contacts = []

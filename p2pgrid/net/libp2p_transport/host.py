@@ -35,8 +35,8 @@ CLOSE_STREAM_S_MAX = 0.4
 INTERFACES_EVERY_S = 10.0
 
 
-def build_host(identity: Identity, listen: Sequence[Multiaddr]) -> Any:
-    """TCP, Noise and yamux, and nothing else; not yet running."""
+def build_host(identity: Identity, listen: Sequence[Multiaddr], announce: Sequence[Multiaddr] = ()) -> Any:
+    """TCP, Noise and yamux, and nothing else; not yet running. Tells others `announce`, if there is any."""
     key_pair = create_new_key_pair(identity.seed)
     noise = NoiseTransport(key_pair, noise_privkey=create_new_x25519_key_pair().private_key)
     host: Any = new_host(
@@ -54,7 +54,7 @@ def build_host(identity: Identity, listen: Sequence[Multiaddr]) -> Any:
             inbound_upgrade_timeout=DIAL_S_MAX,
             outbound_upgrade_timeout=DIAL_S_MAX,
         ),
-        addrs_factory=_Announcer(),
+        addrs_factory=(lambda listening: list(announce)) if announce else _Announcer(),
         disable_identify_address_discovery=True,
     )
     network = host.get_network()

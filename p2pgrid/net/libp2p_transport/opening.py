@@ -12,7 +12,7 @@ from libp2p.network.connection import swarm_connection
 from libp2p.tools.anyio_service import background_trio_service
 
 from p2pgrid.errors import LocalFault, PeerUnavailable
-from p2pgrid.net.libp2p_transport.addresses import parse_bootstrap, parse_listen
+from p2pgrid.net.libp2p_transport.addresses import parse_announce, parse_bootstrap, parse_listen
 from p2pgrid.net.libp2p_transport.dht import Dht
 from p2pgrid.net.libp2p_transport.host import build_host, close_host
 from p2pgrid.net.libp2p_transport.mdns import watch_lan
@@ -34,21 +34,24 @@ async def open_libp2p(
     *,
     dht_server: bool,
     mdns: bool = False,
+    announce: Sequence[str] = (),
 ) -> AsyncIterator[Transport]:
     """This node's place in the libp2p network, until the context ends.
 
     `listen` and `bootstrap` are multiaddrs, the latter with `/p2p/<id>`; nothing to listen on means a free port
     on loopback, nothing to begin with means that others come to us. A `dht_server` keeps records for others.
-    With `mdns`, peers on the local network are found and joined as well.
+    With `mdns`, peers on the local network are found and joined as well. Others are told the `announce` addresses,
+    multiaddrs without `/p2p/`; without any, those that we listen on.
 
     Raises BadInput for an address that is none, LocalFault when the port is taken, PeerUnavailable when no
     bootstrap peer answers.
     """
     _hush()
+    told = parse_announce(announce)
     listening = parse_listen(listen)
     beginnings = [contact for contact in parse_bootstrap(bootstrap) if contact.peer != identity.peer]
     with _single_errors():
-        host = build_host(identity, listening)
+        host = build_host(identity, listening, told)
         dht = Dht(host, server=dht_server)
         async with host.run(listen_addrs=listening):
             try:
