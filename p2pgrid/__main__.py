@@ -1,4 +1,4 @@
-from p2pgrid.cli.app import main
+from p2pgrid.cli.main import main
 
 if __name__ == "__main__":
     main()

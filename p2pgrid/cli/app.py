@@ -60,10 +60,6 @@ def run(argv: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
-def main() -> None:
-    sys.exit(run())
-
-
 def _log_to_stderr(level: str) -> None:
     names = logging.getLevelNamesMapping()
     if level.upper() not in names:
