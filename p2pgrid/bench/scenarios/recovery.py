@@ -1,0 +1,223 @@
+"""What becomes of an answer when one of its stages is killed in the middle of it."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import trio
+
+from p2pgrid.bench.hearing import Heard, equal_share, hear
+from p2pgrid.bench.processes import Crew, open_crew, state_of
+from p2pgrid.bench.scenario import Bench, Named
+from p2pgrid.engine.tokenizer import Tokenizer
+from p2pgrid.errors import BadInput, LocalFault
+from p2pgrid.ids import Span
+from p2pgrid.node.client import ModelDescription, wait_for_route
+from p2pgrid.node.peer import Peer
+from p2pgrid.node.wiring import describe_model, model_store, open_network
+from p2pgrid.swarm.processes import Member, wait_for_phase
+
+SHARES = (0.25, 0.5, 0.75)
+ANSWER_TOKENS = 128
+QUICK_ANSWER_TOKENS = 64
+REPLICAS = 2
+"""Nodes of each stage: one to be killed and one to take over."""
+SERVE_S_MAX = 60.0
+KNOWN_S_MAX = 10.0
+"""How long the client may take to hear of new nodes before it asks all the same."""
+PROMPT = "Once upon a time there was a small machine that stood in a parked car and had nothing to do all night."
+SYSTEM = "swarm"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Kill the stage at this place of the route once this share of the answer has come."""
+
+    stage: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the client saw."""
+
+    recovered: bool
+    after_s: float
+    """Recovered: the longest wait for a token since the kill. Else: from the kill to the client's error."""
+    tokens_equal: float
+    """The share of the tokens that came which are those of the undisturbed answer."""
+    answered_share: float
+    """The share of the tokens asked for that came."""
+
+
+@dataclass
+class Outcomes:
+    """All outcomes so far, by their case."""
+
+    seen: list[tuple[Case, Outcome]] = field(default_factory=list)
+
+    def of(self, share: float) -> list[Outcome]:
+        return [outcome for case, outcome in self.seen if case.share == share]
+
+    def keep(self, bench: Bench) -> None:
+        """Rows for each share, and the plain count of answers that were completed."""
+        for share in SHARES:
+            outcomes = self.of(share)
+            at = f"@{round(100 * share)}"
+            bench.keep(SYSTEM, f"recovered{at}", "share", [float(o.recovered) for o in outcomes])
+            bench.keep(SYSTEM, f"gap_s{at}", "s", [o.after_s for o in outcomes if o.recovered])
+            bench.keep(SYSTEM, f"error_s{at}", "s", [o.after_s for o in outcomes if not o.recovered])
+            bench.keep(SYSTEM, f"tokens_equal{at}", "share", [o.tokens_equal for o in outcomes])
+            bench.keep(SYSTEM, f"answered_share{at}", "share", [o.answered_share for o in outcomes])
+        bench.note(self.summary())
+
+    def summary(self) -> str:
+        """One line for people."""
+        if not self.seen:
+            return "no stage was killed: the scenario ended before"
+        completed = sum(outcome.recovered for _, outcome in self.seen)
+        stages = sorted({case.stage for case, _ in self.seen})
+        counts = [
+            f"stage {stage}: {sum(o.recovered for c, o in self.seen if c.stage == stage)} of"
+            f" {sum(c.stage == stage for c, _ in self.seen)}"
+            for stage in stages
+        ]
+        return f"{completed} of {len(self.seen)} answers were completed after a stage was killed ({', '.join(counts)})"
+
+
+def cases(stages: int, rounds: int) -> list[Case]:
+    """Every share once a round, each round at other stages: `stages` rounds kill every stage at every share."""
+    return [Case((i + turn) % stages, share) for turn in range(rounds) for i, share in enumerate(SHARES)]
+
+
+def spans_of(layers: int, stages: int) -> list[Span]:
+    """The layers cut into `stages` spans, as equal as they can be. Raises BadInput when there are too few."""
+    if not 1 <= stages <= layers:
+        raise BadInput(f"--nodes {stages}: give 1 to {layers} (the model has {layers} layers)")
+    return [Span(layers * i // stages, layers * (i + 1) // stages) for i in range(stages)]
+
+
+def outcome_of(heard: Heard, killed_s: float, undisturbed: Sequence[int]) -> Outcome:
+    """`undisturbed` is the whole answer when nobody is killed; times on one clock."""
+    recovered = heard.error is None
+    times_s = [max([t for t in heard.times_s if t <= killed_s], default=killed_s)]
+    times_s += [t for t in heard.times_s if t > killed_s]
+    gap_s = max((b - a for a, b in pairwise(times_s)), default=0.0)
+    return Outcome(
+        recovered=recovered,
+        after_s=gap_s if recovered else heard.ended_s - killed_s,
+        tokens_equal=equal_share(heard.token_ids, undisturbed),
+        answered_share=len(heard.token_ids) / len(undisturbed),
+    )
+
+
+async def run(bench: Bench) -> None:
+    options = bench.options
+    description = await describe_model(model_store(), options.model)
+    spans = spans_of(description.manifest.layers, options.nodes)
+    outcomes = Outcomes()
+    try:
+        async with open_crew() as crew:
+            await start_serving(crew, options.model, spans * REPLICAS)
+            async with open_network(crew.bootstrap) as client:
+                await _kill_in_turn(_Scene(bench, crew, client, description, spans), outcomes)
+        bench.note(crew.last_note())
+    finally:
+        outcomes.keep(bench)
+    bench.note(f"{len(spans)} stages, each with a spare node when one of its nodes is killed")
+
+
+async def start_serving(crew: Crew, model: str, spans: Sequence[Span]) -> None:
+    """A node for each of `spans`, returning when all serve. Raises LocalFault when one does not."""
+    with trio.move_on_after(SERVE_S_MAX) as deadline:
+        async with trio.open_nursery() as waiting:
+            for span in spans:
+                waiting.start_soon(wait_for_phase, await crew.start_node(model, span), "serving")
+    if deadline.cancelled_caught:
+        raise LocalFault(f"nodes did not serve within {SERVE_S_MAX:.0f} s: is the machine overloaded?")
+
+
+def serving(crew: Crew) -> dict[str, Span]:
+    """The layers of each node that lives and serves, by the name of its process."""
+    states = {member.name: state_of(member, "serving") for member in crew.living}
+    return {name: Span(*state.layers) for name, state in states.items() if state is not None and state.layers}
+
+
+def missing_nodes(present: Iterable[Span], spans: Sequence[Span]) -> list[Span]:
+    """What to start so that each of `spans` has all its replicas again."""
+    counts = Counter(present)
+    return [span for span in spans for _ in range(REPLICAS - counts[span])]
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """What the answers need."""
+
+    bench: Bench
+    crew: Crew
+    client: Peer
+    description: ModelDescription
+    spans: list[Span]
+
+    async def fill_up(self, stage: int) -> None:
+        """Have a spare for that stage, which the client knows. Whoever is missing elsewhere starts along with it."""
+        missing = missing_nodes(serving(self.crew).values(), self.spans)
+        if self.spans[stage] in missing:
+            await start_serving(self.crew, self.bench.options.model, missing)
+        model, span = self.description.id, self.spans[stage]
+
+        def known() -> bool:
+            return [a.span for a in self.client.view.adverts(model, "serving")].count(span) >= REPLICAS
+
+        await self.client.discovery.wait_until(model, known, KNOWN_S_MAX)
+        await wait_for_route(self.client, model, self.description.manifest.layers)
+
+
+async def _kill_in_turn(scene: _Scene, outcomes: Outcomes) -> None:
+    bench, client, description = scene.bench, scene.client, scene.description
+    prompt = Tokenizer(description.tokenizer).prompt(PROMPT)
+    tokens = QUICK_ANSWER_TOKENS if bench.options.quick else ANSWER_TOKENS
+    await wait_for_route(client, description.id, description.manifest.layers)
+    calm = await hear(client, description, prompt, tokens)
+    if calm.error is not None:
+        raise calm.error
+    todo = cases(len(scene.spans), bench.options.repeat)
+    for i, case in enumerate(todo):
+        bench.progress(i, len(todo))
+        await scene.fill_up(case.stage)
+        blow = _Blow(scene.crew, case.stage, int(tokens * case.share))
+        heard = await hear(client, description, prompt, tokens, blow.on_token)
+        if blow.victim is None:
+            why = heard.error or "its process was not found"
+            bench.note(
+                f"stage {case.stage} was not killed at {case.share:.0%} of an answer, which does not count: {why}"
+            )
+            continue
+        await scene.crew.kill(blow.victim)
+        outcomes.seen.append((case, outcome_of(heard, blow.at_s, calm.token_ids)))
+    bench.progress(len(todo), len(todo))
+
+
+class _Blow:
+    """Kills the process of a stage at a token of an answer."""
+
+    def __init__(self, crew: Crew, stage: int, at_token: int) -> None:
+        self.victim: Member | None = None
+        self.at_s = 0.0
+        self._crew = crew
+        self._stage = stage
+        self._at_token = at_token
+
+    def on_token(self, heard: Heard) -> None:
+        if self.victim is not None or len(heard.token_ids) < self._at_token:
+            return
+        peer = heard.route[self._stage].peer
+        for member in self._crew.living:
+            state = state_of(member, "serving")
+            if state is not None and state.peer_id == peer:
+                member.process.kill()
+                self.victim, self.at_s = member, trio.current_time()
+
+
+SCENARIO = Named("recovery", "a stage is killed in the middle of an answer, at every place of the route", run)
