@@ -30,6 +30,7 @@ app = App(
 for _name in ("swarm", "generate", "node", "bootstrap", "status", "score", "sim"):
     app.command(f"p2pgrid.cli.{_name}:{_name}", name=_name)
 app.command("p2pgrid.cli.models:app", name="models")
+app.command("p2pgrid.cli.bench:app", name="bench")
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,46 @@
+"""How quickly prompts are read: the time to the first token of answers that have only one."""
+
+from functools import partial
+
+from p2pgrid.bench.ceilings import limit_prefill
+from p2pgrid.bench.lineup import PromptMaker, in_turn, open_lineup
+from p2pgrid.bench.runner import Figures
+from p2pgrid.bench.scenario import Bench, Named
+from p2pgrid.bench.systems import System
+from p2pgrid.node.wiring import describe_model, model_store
+
+LENGTHS = (128, 512, 2048)
+BASELINES = ("one_process", "llama_cpp")
+
+
+async def run(bench: Bench) -> None:
+    description = await describe_model(model_store(), bench.options.model)
+    maker = PromptMaker(description.manifest.vocab)
+    lengths = [length for length in LENGTHS if length < description.manifest.context]
+    reached: dict[str, dict[str, list[float]]] = {_metric(length): {} for length in lengths}
+    async with open_lineup(bench, BASELINES) as systems:
+        total = len(systems) * len(lengths) * (bench.options.repeat + 1)
+        done = 0
+        for pair in range(-1, bench.options.repeat):
+            for length in lengths:
+                for system in in_turn(systems, pair):
+                    bench.progress(done, total)
+                    last: list[float] = []
+                    await bench.sample(system.name, pair, partial(_ask, system, maker.prompt(length, pair), last))
+                    done += 1
+                    if pair >= 0:
+                        reached[_metric(length)].setdefault(system.name, []).append(last[-1])
+    await limit_prefill(bench, description.manifest, reached)
+
+
+def _metric(length: int) -> str:
+    return f"prefill_tokens_per_s@{length}"
+
+
+async def _ask(system: System, prompt: tuple[int, ...], rates: list[float]) -> Figures:
+    timed = await system.ask(prompt, 1)
+    rates.append(len(prompt) / timed.ttft_s)
+    return {_metric(len(prompt)): (rates[-1], "tokens/s"), f"ttft_s@{len(prompt)}": (timed.ttft_s, "s")}
+
+
+SCENARIO = Named("prefill", "Tokens a second of reading prompts of 128, 512 and 2048 tokens.", run)

@@ -1,0 +1,54 @@
+"""A benchmark's document for people."""
+
+from rich import box
+from rich.table import Table
+
+from p2pgrid.bench.document import Document, Limit, Ratio, Row
+from p2pgrid.cli.console import show, stdout
+
+NUMBERS = ("median", "min", "max", "p99", "at best", "reached")
+WIDTH_MIN = 160
+"""Lines that are too long for a terminal break there; no figure is ever cut off."""
+
+
+def show_document(document: Document) -> None:
+    """Tables of rows, ratios and limits, and the notes, on stdout."""
+    nodes = "1 node" if document.nodes == 1 else f"{document.nodes} nodes"
+    whole = "" if document.complete else ", NOT COMPLETE"
+    show(f"{document.scenario}: {nodes}, {document.environment.cores} cores{', quick' * document.quick}{whole}")
+    _table(("metric", "system", "median", "min", "max", "p99", "unit", "samples"), [_row(r) for r in document.rows])
+    _table(("ratio", "of", "over", "median", "min", "max"), [_ratio(ratio) for ratio in document.ratios])
+    _table(("limit", "system", "at best", "unit", "reached", "what"), [_limit(limit) for limit in document.limits])
+    for note in document.notes:
+        show(f"· {note}")
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    if not rows:
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=True, justify="right" if column in NUMBERS else "left")
+    for row in rows:
+        table.add_row(*row)
+    stdout.print(table, width=max(stdout.width, WIDTH_MIN), crop=False)
+
+
+def _row(row: Row) -> tuple[str, ...]:
+    samples = f"{len(row.samples)}" + (f" ({row.thrown_out} thrown out)" if row.thrown_out else "")
+    p99 = "" if row.p99 is None else _number(row.p99)
+    return row.metric, row.system, _number(row.median), _number(row.min), _number(row.max), p99, row.unit, samples
+
+
+def _ratio(ratio: Ratio) -> tuple[str, ...]:
+    figures = (f"{value:.2f}" for value in (ratio.median, ratio.min, ratio.max))
+    return ratio.metric, ratio.system, ratio.baseline, *figures
+
+
+def _limit(limit: Limit) -> tuple[str, ...]:
+    return limit.metric, limit.system, _number(limit.limit), limit.unit, f"{limit.share:.0%}", limit.what
+
+
+def _number(value: float) -> str:
+    """Four significant digits, or all of those before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
