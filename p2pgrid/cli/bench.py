@@ -127,10 +127,10 @@ def _command(name: str, what: str, scenarios: Sequence[Named], *, as_list: bool)
     ) -> int:
         return measure(scenarios, Wish(nodes, model, repeat, quick, profile), json, as_list=as_list)
 
-    run.__doc__ = f"{what}\n\nExample: p2pgrid bench {name} --quick"
+    run.__doc__ = f"{what[0].upper()}{what[1:]}.\n\nExample: p2pgrid bench {name} --quick"
     return run
 
 
 for _named in ALL:
     app.command(_command(_named.name, _named.what, (_named,), as_list=False), name=_named.name)
-app.command(_command("all", "Run every scenario, one after another.", ALL, as_list=True), name="all")
+app.command(_command("all", "run every scenario, one after another", ALL, as_list=True), name="all")

@@ -1,7 +1,7 @@
 """All scenarios, in the order in which `all` runs them."""
 
 from p2pgrid.bench.scenario import Named
-from p2pgrid.bench.scenarios import concurrency, decode, memory, prefill, startup
+from p2pgrid.bench.scenarios import churn, concurrency, decode, discovery, memory, prefill, recovery, startup
 
 ALL: tuple[Named, ...] = (
     decode.SCENARIO,
@@ -9,4 +9,7 @@ ALL: tuple[Named, ...] = (
     concurrency.SCENARIO,
     startup.SCENARIO,
     memory.SCENARIO,
+    discovery.SCENARIO,
+    recovery.SCENARIO,
+    churn.SCENARIO,
 )

@@ -66,4 +66,4 @@ async def _ask_together(
     return figures
 
 
-SCENARIO = Named("concurrency", "Tokens a second of 1 to 32 clients that start together.", run)
+SCENARIO = Named("concurrency", "tokens a second of 1 to 32 clients that start together", run)

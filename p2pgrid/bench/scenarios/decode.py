@@ -54,4 +54,4 @@ async def _ask(system: System, prompt: tuple[int, ...], tokens: int, answers: di
     }
 
 
-SCENARIO = Named("decode", "Tokens a second of one answer, against one process, a star and llama.cpp.", run)
+SCENARIO = Named("decode", "tokens a second of one answer, against one process, a star and llama.cpp", run)

@@ -46,4 +46,4 @@ async def _read(system: System, when: str) -> Figures:
     }
 
 
-SCENARIO = Named("memory", "Memory of each process, before and after a prompt of 1024 tokens.", run)
+SCENARIO = Named("memory", "memory of each process, before and after a prompt of 1024 tokens", run)

@@ -43,4 +43,4 @@ async def _ask(system: System, prompt: tuple[int, ...], rates: list[float]) -> F
     return {_metric(len(prompt)): (rates[-1], "tokens/s"), f"ttft_s@{len(prompt)}": (timed.ttft_s, "s")}
 
 
-SCENARIO = Named("prefill", "Tokens a second of reading prompts of 128, 512 and 2048 tokens.", run)
+SCENARIO = Named("prefill", "tokens a second of reading prompts of 128, 512 and 2048 tokens", run)

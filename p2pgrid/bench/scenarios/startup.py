@@ -75,4 +75,4 @@ def _forget(file: Path) -> None:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-SCENARIO = Named("startup", "From nothing to the first token, cold and warm.", run)
+SCENARIO = Named("startup", "from nothing to the first token, cold and warm", run)
