@@ -197,7 +197,7 @@ def _bars(axes: Any, rows: Sequence[Row], picture: Picture, factor: float, looks
         axes.errorbar(at, height, yerr=_whiskers(row, factor), fmt="none", ecolor="#333333", capsize=4)
         if len(rows) <= LABELLED_BARS_MAX:
             above = (at, max(row.max, row.median) * factor)
-            axes.annotate(number(height), above, (0, 4), textcoords="offset points", ha="center", fontsize=9)
+            axes.annotate(_three_digits(height), above, (0, 4), textcoords="offset points", ha="center", fontsize=9)
     names = systems if alone else groups
     labels = [_plain(name) or "all" for name in names]
     crowded = sum(map(len, labels)) > LEVEL_LETTERS_MAX
@@ -255,8 +255,11 @@ def _apart(values: Iterable[int], *, logarithmic: bool) -> list[int]:
 
 def _size(size_bytes: int) -> str:
     factor, unit = scaled("bytes", (size_bytes,))
-    size = size_bytes * factor
-    return f"{size:.0f} {unit}" if size >= 10 else f"{size:.3g} {unit}"
+    return f"{_three_digits(size_bytes * factor)} {unit}"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if 100 <= value < 1e6 else f"{value:.3g}"
 
 
 def _whiskers(row: Row, factor: float) -> tuple[tuple[float], tuple[float]]:
