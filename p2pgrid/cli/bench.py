@@ -11,13 +11,15 @@ import msgspec
 import trio
 from cyclopts import App, Parameter
 
+from p2pgrid.bench.compare import compare as compare_documents
 from p2pgrid.bench.document import Document
 from p2pgrid.bench.environment import describe_environment
+from p2pgrid.bench.report import write_report
 from p2pgrid.bench.runner import run_scenario
 from p2pgrid.bench.scenario import Named, Options
 from p2pgrid.bench.scenarios import ALL
 from p2pgrid.cli.bench_tables import show_document
-from p2pgrid.cli.console import print_json, progress_bar, say
+from p2pgrid.cli.console import print_json, progress_bar, say, show
 from p2pgrid.cli.options import DEFAULT_MODEL, Model
 from p2pgrid.cli.running import run_async, until_told_to_stop
 from p2pgrid.errors import BadInput
@@ -111,6 +113,38 @@ def _formatted(documents: list[Document], *, as_list: bool) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.format(msgspec.json.encode(documents if as_list else documents[0])))
 
 
+def report(
+    files: Annotated[list[Path], Parameter(help="JSON files that benchmarks wrote.")],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Directory for the page and its pictures.")] = Path("benchmark-report"),
+) -> None:
+    """Make a page with pictures out of what benchmarks wrote.
+
+    Example: p2pgrid bench report decode.json prefill.json --out my-report
+    """
+    show(str(write_report(files, out)))
+
+
+def compare(
+    old: Path,
+    new: Path,
+    /,
+    *,
+    threshold: Annotated[float, Parameter(help="The share of a ratio that may be lost.")] = 0.1,
+) -> int:
+    """Tell which ratios got worse from one run to a later one; ends with status 1 when any did.
+
+    Example: p2pgrid bench compare before.json after.json --threshold 0.1
+    """
+    worse = compare_documents(old, new, threshold)
+    for line in worse:
+        show(line)
+    if not worse:
+        say(f"nothing got worse by more than {threshold:.0%}")
+    return 1 if worse else 0
+
+
 def _command(name: str, what: str, scenarios: Sequence[Named], *, as_list: bool) -> Callable[..., int]:
     def run(
         *,
@@ -131,6 +165,8 @@ def _command(name: str, what: str, scenarios: Sequence[Named], *, as_list: bool)
     return run
 
 
+app.command(report)
+app.command(compare)
 for _named in ALL:
     app.command(_command(_named.name, _named.what, (_named,), as_list=False), name=_named.name)
 app.command(_command("all", "run every scenario, one after another", ALL, as_list=True), name="all")

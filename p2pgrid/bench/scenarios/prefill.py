@@ -19,17 +19,17 @@ async def run(bench: Bench) -> None:
     lengths = [length for length in LENGTHS if length < description.manifest.context]
     reached: dict[str, dict[str, list[float]]] = {_metric(length): {} for length in lengths}
     async with open_lineup(bench, BASELINES) as systems:
-        total = len(systems) * len(lengths) * (bench.options.repeat + 1)
-        done = 0
-        for pair in range(-1, bench.options.repeat):
+        for system in systems:  # a longer prompt would warm nothing that the shortest does not
+            await bench.sample(system.name, -1, partial(_ask, system, maker.prompt(lengths[0], -1), []))
+        total, done = len(systems) * len(lengths) * bench.options.repeat, 0
+        for pair in range(bench.options.repeat):
             for length in lengths:
                 for system in in_turn(systems, pair):
                     bench.progress(done, total)
                     last: list[float] = []
                     await bench.sample(system.name, pair, partial(_ask, system, maker.prompt(length, pair), last))
+                    reached[_metric(length)].setdefault(system.name, []).append(last[-1])
                     done += 1
-                    if pair >= 0:
-                        reached[_metric(length)].setdefault(system.name, []).append(last[-1])
     await limit_prefill(bench, description.manifest, reached)
 
 
