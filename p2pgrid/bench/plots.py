@@ -51,6 +51,10 @@ class Picture:
     y: Literal["linear", "log10"] = "linear"
     together: bool = False
     """All metrics in one panel: they are in one unit, and of one size."""
+    numbers_apart: bool = False
+    """A number behind the `@` belongs to the panel, and only the name behind it goes across."""
+    without: str = "all"
+    """What stands below bars whose metric says nothing behind the `@`."""
 
 
 PICTURES = {
@@ -58,7 +62,7 @@ PICTURES = {
     "prefill": Picture("Prefill", "_per_s", "prompt (tokens)"),
     "concurrency": Picture("Concurrency", "_per_s", "clients at once", "log2"),
     "hop": Picture("What a link adds to a step", "_s", "frame", "log10", "log10"),
-    "links": Picture("Emulated links", "_per_s", "profile of the links"),
+    "links": Picture("Emulated links", "_per_s", "profile of the links", numbers_apart=True, without="no links"),
     "discovery": Picture("Discovery", "_s", "nodes", "linear"),
     "memory": Picture("Memory", "_bytes", together=True),
 }
@@ -111,7 +115,7 @@ def draw(document: Document, path: Path) -> bool:
     for axes, rows in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         factor, unit = scaled(rows[0].unit, (row.max for row in rows))
         axes.set_ylabel(_plain(unit))
-        axes.set_title("" if picture.together else _plain(_name(rows[0], picture)), loc="left", fontsize=10)
+        axes.set_title(_plain(_parts(rows[0], picture)[0]), loc="left", fontsize=10)
         axes.grid(axis="y" if picture.x == "names" else "both", color="#dddddd", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -163,34 +167,42 @@ def _panels(rows: Sequence[Row], picture: Picture) -> list[list[Row]]:
         x_fits = picture.x == "names" or (value.isdecimal() and (picture.x == "linear" or int(value) > 0))
         y_fits = picture.y == "linear" or row.median > 0
         if wanted and x_fits and y_fits:
-            panels.setdefault("" if picture.together else name, []).append(row)
+            panels.setdefault(_parts(row, picture)[0], []).append(row)
     return list(panels.values())[:PANELS_MAX]
 
 
 def _title(document: Document, picture: Picture) -> str:
-    nodes = "" if picture.across == "nodes" else f", {document.nodes} nodes"
+    nodes = "" if picture.across in ("nodes", "frame") else f", {document.nodes} nodes"
     return f"{picture.title}: {_plain(document.environment.model)}{nodes}{'' if document.complete else ' (incomplete)'}"
 
 
-def _name(row: Row, picture: Picture) -> str:
-    """What the metric is called without its unit, which stands at the axis."""
-    return split_metric(row.metric)[0].removesuffix(picture.metrics).replace("_", " ")
-
-
-def _group(row: Row, picture: Picture) -> str:
-    """Which bars it stands among."""
-    return _name(row, picture) if picture.together else split_metric(row.metric)[1]
+def _parts(row: Row, picture: Picture) -> tuple[str, str]:
+    """The panel that shows it, without the unit, which stands at the axis; and its place along that panel."""
+    name, value = split_metric(row.metric)
+    called = name.removesuffix(picture.metrics).replace("_", " ")
+    if picture.together:
+        return "", called
+    if picture.numbers_apart:
+        values = value.split("@")
+        panel = " at ".join((called, *filter(str.isdecimal, values)))
+        return panel, "@".join(one for one in values if not one.isdecimal())
+    return called, value
 
 
 def _bars(axes: Any, rows: Sequence[Row], picture: Picture, factor: float, looks: Mapping[str, _Look]) -> None:
     """Groups with one bar a system; where there is one group only, the systems stand below the axis instead."""
-    groups = list(dict.fromkeys(_group(row, picture) for row in rows))
-    systems = [system for system in looks if any(row.system == system for row in rows)]
-    alone = len(groups) == 1
-    width = 0.6 if alone else 0.8 / len(systems)
+    groups: dict[str, list[str]] = {}
     for row in rows:
-        group, system = groups.index(_group(row, picture)), systems.index(row.system)
-        at = system if alone else group + (system - (len(systems) - 1) / 2) * width
+        groups.setdefault(_parts(row, picture)[1], []).append(row.system)
+    alone = len(groups) == 1
+    order = list(looks)
+    names = sorted({row.system for row in rows}, key=order.index) if alone else list(groups)
+    width = 0.6 if alone else 0.8 / max(map(len, groups.values()))
+    for row in rows:
+        group = _parts(row, picture)[1]
+        beside = sorted(groups[group], key=order.index)
+        from_centre = (beside.index(row.system) - (len(beside) - 1) / 2) * width
+        at = names.index(row.system) if alone else names.index(group) + from_centre
         look, height = looks[row.system], row.median * factor
         label = None if alone else _plain(row.system)
         axes.bar(at, height, width, color=look.colour, hatch=look.hatch, edgecolor="white", label=label)
@@ -198,14 +210,13 @@ def _bars(axes: Any, rows: Sequence[Row], picture: Picture, factor: float, looks
         if len(rows) <= LABELLED_BARS_MAX:
             above = (at, max(row.max, row.median) * factor)
             axes.annotate(_three_digits(height), above, (0, 4), textcoords="offset points", ha="center", fontsize=9)
-    names = systems if alone else groups
-    labels = [_plain(name) or "all" for name in names]
+    labels = [_plain(name) or picture.without for name in names]
     crowded = sum(map(len, labels)) > LEVEL_LETTERS_MAX
     axes.set_xticks(range(len(names)), labels, rotation=20 if crowded else 0, ha="right" if crowded else "center")
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.margins(y=0.15)
-    if picture.across and groups != [""]:
-        axes.set_xlabel(_plain(f"{picture.across}: {groups[0]}") if alone else picture.across)
+    if picture.across and list(groups) != [""]:
+        axes.set_xlabel(_plain(f"{picture.across}: {next(iter(groups))}") if alone else picture.across)
 
 
 def _lines(axes: Any, rows: Sequence[Row], picture: Picture, factor: float, looks: Mapping[str, _Look]) -> None:

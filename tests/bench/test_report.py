@@ -86,6 +86,10 @@ EVERYTHING = [
             for metric, unit, scale in (("decode_tokens_per_s", "tokens/s", 1.0), ("ttft_s", "s", 0.01))
             for profile, speed in (("none", 70.0), ("lan", 55.0), ("metro", 30.0), ("wan", 3.1), ("mobile", 4.0))
             for value in [speed * scale]
+        ]
+        + [
+            row(system, f"prefill_tokens_per_s@128{profile}", "tokens/s", speed)
+            for system, profile, speed in (("one_process", "", 800), ("swarm", "@lan", 500), ("swarm", "@wan", 90))
         ],
     ),
     document(
