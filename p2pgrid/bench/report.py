@@ -103,7 +103,8 @@ def _place(environment: Environment) -> tuple[str, ...]:
 def _scenario(document: Document, picture: str) -> Iterable[str]:
     environment = document.environment
     quick = ", quick (fewer repeats, shorter answers)" if document.quick else ""
-    yield f"Measured with `--nodes {document.nodes}`{quick}. Started {_plain(environment.started_at)} by {_code(environment.command)}."
+    yield f"Measured with `--nodes {document.nodes}`{quick}."
+    yield f"Started {_plain(environment.started_at)} by {_code(environment.command)}."
     yield f"Other processes took at most {environment.foreign_cpu_share_max:.0%} of the machine."
     if not document.complete:
         yield ""
