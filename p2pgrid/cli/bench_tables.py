@@ -1,6 +1,7 @@
 """A benchmark's document for people."""
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from p2pgrid.bench.document import Document, Limit, Ratio, Row
@@ -31,7 +32,7 @@ def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         table.add_column(column, no_wrap=True, justify="right" if column in NUMBERS else "left")
     for row in rows:
         table.add_row(*row)
-    stdout.print(table, width=max(stdout.width, WIDTH_MIN), crop=False)
+    Console(highlight=False, width=max(stdout.width, WIDTH_MIN)).print(table)
 
 
 def _row(row: Row) -> tuple[str, ...]:

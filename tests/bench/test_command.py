@@ -73,6 +73,7 @@ def test_several_scenarios_write_a_list_and_one_that_fails_does_not_stop_the_nex
     assert [d.ratios[0].median for d in documents] == pytest.approx([0.8, 0.9])
     out, err = capsys.readouterr()
     assert "first: 3 nodes" in out
+    assert "decode_tokens_per_s  " in out
     assert "NOT COMPLETE" in out
     assert err.splitlines()[-1] == "p2pgrid: first: failed: node-1 ended with status 1: no room"
 

@@ -14,12 +14,12 @@ from p2pgrid.bench.document import Document
 from tests.e2e.processes import PYTHON, alive, run, wait_for
 from tests.real_model import real_store
 
-pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.timeout(360)]
 
 
 def test_the_document_of_a_benchmark_is_of_the_published_form() -> None:
     real_store()
-    done = run("bench", "decode", "--quick", "--nodes", "2", "--json", "-", timeout_s=200)
+    done = run("bench", "decode", "--quick", "--nodes", "2", "--json", "-", timeout_s=300)
     assert done.returncode == 0, done.stderr
     document = msgspec.json.decode(done.stdout, type=Document)
     assert set(json.loads(done.stdout)) == set(Document.__struct_fields__)

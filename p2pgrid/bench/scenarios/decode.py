@@ -15,7 +15,7 @@ from p2pgrid.node.wiring import describe_model, model_store
 
 PROMPT_TOKENS = 64
 ANSWER_TOKENS = 128
-QUICK_ANSWER_TOKENS = 48
+QUICK_ANSWER_TOKENS = 40
 METRIC = "decode_tokens_per_s"
 
 
