@@ -77,7 +77,7 @@ def advert_for(model: ModelId) -> Advert:
 
 
 async def live(bootstrap: Sequence[str], model: ModelId, state_file: Path) -> None:
-    """Join, publish, say so in the state file, and stay until standard input ends."""
+    """Join, publish, say so in the state file, and stay until cancelled."""
     identity = ephemeral_identity()
     started_s = trio.current_time()
     async with open_libp2p(identity, ["/ip4/127.0.0.1/tcp/0"], bootstrap, dht_server=True) as libp2p:
@@ -90,9 +90,17 @@ async def live(bootstrap: Sequence[str], model: ModelId, state_file: Path) -> No
             now = own_state(transport.peer, transport.addresses, "published", (0, 1))
             times = {"join_s": joined_s - started_s, "publish_s": trio.current_time() - joined_s}
             write_json(state_file, MemberState(now.pid, now.peer_id, now.addresses, now.phase, now.layers, **times))
-            stdin = trio.lowlevel.FdStream(STDIN)
-            while await stdin.receive_some():
-                pass
+            await trio.sleep_forever()
+
+
+async def live_until_stdin_closes(bootstrap: Sequence[str], model: ModelId, state_file: Path) -> None:
+    """Whoever started us holds the other end: when it is gone, however it ended, so are we."""
+    async with trio.open_nursery() as tasks:
+        tasks.start_soon(live, bootstrap, model, state_file)
+        stdin = trio.lowlevel.FdStream(STDIN)
+        while await stdin.receive_some():
+            pass
+        tasks.cancel_scope.cancel()
 
 
 def main() -> None:
@@ -101,7 +109,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, type=ModelId)
     parser.add_argument("--state", required=True, type=Path)
     given = parser.parse_args()
-    trio.run(live, given.bootstrap, given.model, given.state)
+    trio.run(live_until_stdin_closes, given.bootstrap, given.model, given.state)
 
 
 if __name__ == "__main__":

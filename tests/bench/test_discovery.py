@@ -77,6 +77,16 @@ async def test_a_real_member_says_how_long_it_took_and_ends_with_its_crew() -> N
 
 
 @pytest.mark.e2e
+async def test_a_real_member_ends_when_whoever_started_it_is_gone() -> None:
+    async with open_crew() as crew:
+        member = await crew.start_module(MODULE, ["--model", MODEL])
+        assert member.process.stdin is not None
+        await member.process.stdin.aclose()
+        with trio.fail_after(30):
+            assert await member.process.wait() == 0
+
+
+@pytest.mark.e2e
 async def test_peers_that_live_are_found_when_others_have_died(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery, "QUICK_SIZES", (4,))
     bench = KeptBench(Options(quick=True, repeat=1))
