@@ -7,20 +7,23 @@ import psutil
 Watch = Callable[[], Callable[[], float]]
 """Begin to watch; call the result for the share of the machine, 0 to 1, that other processes took since."""
 
+TELLING_S = 0.2
+"""CPU seconds, of all cores together, below which the kernel's figures say nothing."""
+
 
 def watch_foreign_load() -> Callable[[], float]:
     """See `Watch`. Ours is this process and all that it started, those that have ended included.
 
     Time that the hypervisor gave to other machines counts as foreign; time in interrupts does not, because
     nobody knows for whom it was spent. The kernel counts in hundredths of a second: over much less than half a
-    second the share is coarse.
+    second the share is coarse, and over a tenth of one nobody can tell: that is taken for none.
     """
     busy_before, total_before = _machine_s()
     ours_before = _ours_s()
 
     def share() -> float:
         busy, total = _machine_s()
-        if total <= total_before:
+        if total - total_before < TELLING_S:
             return 0.0
         foreign_s = (busy - busy_before) - (_ours_s() - ours_before)
         return min(max(foreign_s / (total - total_before), 0.0), 1.0)

@@ -1,7 +1,18 @@
 """All scenarios, in the order in which `all` runs them."""
 
 from p2pgrid.bench.scenario import Named
-from p2pgrid.bench.scenarios import churn, concurrency, decode, discovery, memory, prefill, recovery, startup
+from p2pgrid.bench.scenarios import (
+    churn,
+    concurrency,
+    decode,
+    discovery,
+    hop,
+    links,
+    memory,
+    prefill,
+    recovery,
+    startup,
+)
 
 ALL: tuple[Named, ...] = (
     decode.SCENARIO,
@@ -10,6 +21,8 @@ ALL: tuple[Named, ...] = (
     startup.SCENARIO,
     memory.SCENARIO,
     discovery.SCENARIO,
+    hop.SCENARIO,
+    links.SCENARIO,
     recovery.SCENARIO,
     churn.SCENARIO,
 )
