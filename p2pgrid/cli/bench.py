@@ -14,6 +14,7 @@ from cyclopts import App, Parameter
 from p2pgrid.bench.compare import compare as compare_documents
 from p2pgrid.bench.document import Document
 from p2pgrid.bench.environment import describe_environment
+from p2pgrid.bench.profiles import parse_profile
 from p2pgrid.bench.report import write_report
 from p2pgrid.bench.runner import run_scenario
 from p2pgrid.bench.scenario import Named, Options
@@ -97,6 +98,8 @@ async def _check(wish: Wish) -> None:
         raise BadInput(f"--nodes {wish.nodes}: give 1 to {min(NODES_MAX, layers)} (the model has {layers} layers)")
     if wish.repeat is not None and not REPEAT_MIN <= wish.repeat <= REPEAT_MAX:
         raise BadInput(f"--repeat {wish.repeat}: give {REPEAT_MIN} to {REPEAT_MAX}")
+    if wish.profile:
+        parse_profile(wish.profile)
 
 
 def _file_of(json: str | None) -> Path | None:

@@ -1,4 +1,4 @@
-"""A stage that onnxruntime computes. The only module that imports it."""
+"""A stage that onnxruntime computes. The only module of a node that imports it."""
 
 import ctypes
 import os
