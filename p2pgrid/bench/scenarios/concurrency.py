@@ -14,7 +14,7 @@ from p2pgrid.errors import P2pgridError
 CLIENTS = (1, 2, 4, 8, 16, 32)
 PROMPT_TOKENS = 16
 ANSWER_TOKENS = 64
-QUICK_ANSWER_TOKENS = 16
+QUICK_ANSWER_TOKENS = 8
 BASELINES = ("one_process",)
 
 
