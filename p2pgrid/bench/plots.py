@@ -95,6 +95,10 @@ def split_metric(metric: str) -> tuple[str, str]:
     return name, value
 
 
+HEADROOM = 1.08
+"""Above the highest point, so that its marker is whole."""
+
+
 def available() -> bool:
     """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
@@ -242,7 +246,7 @@ def _lines(axes: Any, rows: Sequence[Row], picture: Picture, factor: float, look
     axes.set_xlabel(picture.across)
     axes.minorticks_off()
     if picture.y == "linear":
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, axes.get_ylim()[1] * HEADROOM)
         return
     axes.set_yscale("log")
     lowest = min(row.min if row.min > 0 else row.median for row in rows) * factor

@@ -15,13 +15,15 @@ CLIENTS = (1, 2, 4, 8, 16, 32)
 PROMPT_TOKENS = 16
 ANSWER_TOKENS = 64
 QUICK_ANSWER_TOKENS = 8
-BASELINES = ("one_process",)
+BASELINES = ("one_process", "llama_cpp")
+QUICK_SERIAL_CLIENTS_MAX = 8
+"""A baseline answers one request after another: with more of them it only takes longer."""
 
 
 async def run(bench: Bench) -> None:
     maker = await prompt_maker(bench)
     tokens = QUICK_ANSWER_TOKENS if bench.options.quick else ANSWER_TOKENS
-    bench.note("one_process answers one request after another; a swarm's nodes hold 8 sessions, more clients wait")
+    bench.note("the baselines answer one request after another; a swarm's nodes hold 8 sessions, more clients wait")
     async with open_lineup(bench, BASELINES) as systems:
         for system in systems:  # a whole round of 32 warms nothing that these do not
             await bench.sample(system.name, -1, partial(_ask_together, bench, system, maker, 2, tokens, -1))
@@ -30,6 +32,8 @@ async def run(bench: Bench) -> None:
         for pair in range(bench.options.repeat):
             for clients in CLIENTS:
                 for system in in_turn(systems, pair):
+                    if bench.options.quick and system.name in BASELINES and clients > QUICK_SERIAL_CLIENTS_MAX:
+                        continue
                     bench.progress(done, total)
                     ask = partial(_ask_together, bench, system, maker, clients, tokens, pair)
                     await bench.sample(system.name, pair, ask)
