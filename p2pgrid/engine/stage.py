@@ -1,12 +1,17 @@
 """The port to computation: a span of layers that can be stepped, and the one place where it runs."""
 
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy.typing as npt
 
 from p2pgrid.ids import Span
 from p2pgrid.wire.tensors import Floats, Ints
 
 T = TypeVar("T")
+
+KvBlock = npt.NDArray[Any]
+"""Keys and values of some positions of one row, all layers of the span: a copy, whose shape is the stage's own."""
 
 
 class Stage(Protocol):
@@ -22,6 +27,8 @@ class Stage(Protocol):
     vocab: int
     rows: int
     context_max: int
+    position_bytes: int
+    """Memory of one position of one row."""
 
     def step(self, row: int, position: int, tokens: Ints, hidden: Floats | None, logits: int) -> Floats:
         """Set the row's length to `position`, append `n = len(tokens)` positions, run the span over them.
@@ -32,6 +39,24 @@ class Stage(Protocol):
 
         The caller keeps `position + n <= context_max` and has filled the row up to `position`.
         Raises LocalFault when the runtime fails.
+        """
+
+    def step_rows(
+        self, rows: Sequence[int], positions: Sequence[int], tokens: Ints, hidden: Floats | None
+    ) -> Floats:
+        """One position of each of `b` different rows in one go; for each row to the bit what `step` computes.
+
+        `tokens` is `[b]`; `hidden` is None for the stage with layer 0, else `[b, hidden]`. Returns hidden states
+        `[b, hidden]`, or, at the last stage, the logits after each `[b, vocab]`. Otherwise as `step`.
+        """
+
+    def save(self, row: int, start: int, stop: int) -> KvBlock:
+        """A copy of what the row holds for positions `[start, stop)`, which are filled. Its `nbytes` is its cost."""
+
+    def load(self, row: int, start: int, block: KvBlock) -> None:
+        """Put positions that a stage of the same span and model saved back, from `start` on.
+
+        The caller has filled the row up to `start`.
         """
 
     def release(self, row: int) -> None:

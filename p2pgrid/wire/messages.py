@@ -21,6 +21,13 @@ ADVERTS_PER_MESSAGE_MAX = 256
 ADVERT_BYTES_MAX = 6 * 1024
 ADDRESSES_MAX = 16
 BLOB_PIECE_BYTES_MAX = 1024 * 1024
+PREFIX_BLOCK = 64
+"""Positions of a prompt that share one key in the prefix caches; see `core.prefix`."""
+PREFIX_KEY_BYTES = 16
+PREFIX_BLOCKS_MAX = 4096
+
+WireFormat = Literal["fp32", "fp16", "int8"]
+"""How hidden states travel; see `wire.hidden`."""
 
 Hex32 = Annotated[SessionId, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Hex64 = Annotated[ModelId, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -42,8 +49,8 @@ class Contact(msgspec.Struct, frozen=True):
     addresses: Addresses = ()
 
 
-class _Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
-    """Base of what travels: tagged by its class name in lower case."""
+class _Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, omit_defaults=True):
+    """Base of what travels: tagged by its class name in lower case; fields at their default stay at home."""
 
 
 # ── /p2pgrid/stage/1: the link itself ────────────────────────────────────────────────────────────────────
@@ -113,6 +120,16 @@ class Open(_Message, frozen=True):
     """The last stage feeds none of these back to stage 0."""
     relayed: bool = False
     """Results go to the client, who passes them on: for stages that cannot reach each other."""
+    positions: Count = 0
+    """How many positions the session may come to hold, for which room is kept; 0 = the whole context."""
+    prefix: Annotated[bytes, Meta(max_length=PREFIX_KEY_BYTES * PREFIX_BLOCKS_MAX)] = b""
+    """Keys of the prompt's whole blocks, one after another: what a stage still holds of them need not be computed."""
+    cache_scope: Annotated[str, Meta(max_length=128)] = ""
+    """Prompts are shared between sessions of one client with one scope, and with nobody else."""
+    wire: Literal["fp32", "fp16", "int8", "auto"] = "fp32"
+    """How the stages send each other hidden states; `auto` = by what each link carries."""
+    exact: bool = False
+    """No stage drafts tokens ahead."""
 
 
 class Opened(_Message, frozen=True):
@@ -121,12 +138,14 @@ class Opened(_Message, frozen=True):
     session: Hex32
     epoch: Count
     hop: Count
+    cached: Count = 0
+    """Positions of the prompt that the row holds already."""
 
 
 class Step(_Message, frozen=True):
     """Set the session's length to `position`, then append `tokens`.
 
-    To stage 0 `hidden` is empty; to any other stage it is float32, little-endian, `[len(tokens), hidden]`.
+    To stage 0 `hidden` is empty; to any other stage it is `[len(tokens), hidden]`, packed as `form` says.
     """
 
     session: Hex32
@@ -141,6 +160,9 @@ class Step(_Message, frozen=True):
     """With `want="scores"`: the token that follows each position, int32, little-endian, `[n]`."""
     until: Count = 0
     """The last stage may itself feed sampled tokens for positions below this one to stage 0."""
+    form: WireFormat = "fp32"
+    draft: bool = False
+    """Stage 0 guessed the token: the last stage passes the step over unless it drew the same one."""
 
 
 class Token(_Message, frozen=True):

@@ -28,7 +28,20 @@ ADVERT = m.Advert(
 )
 SIGNED = IDENTITY.sign_advert(ADVERT)
 ROUTE = (m.Hop(IDENTITY.peer, Span(0, 10), (ADDRESS,)), m.Hop(IDENTITY.peer, Span(10, 30)))
-OPEN = m.Open(SESSION, 1, MODEL, ROUTE, 1, m.Sampling(0.5, 0.9, 40, 2**62), (2,))
+OPEN = m.Open(
+    SESSION,
+    1,
+    MODEL,
+    ROUTE,
+    1,
+    m.Sampling(0.5, 0.9, 40, 2**62),
+    (2,),
+    positions=640,
+    prefix=bytes(range(16)),
+    cache_scope="k",
+    wire="auto",
+    exact=True,
+)
 
 LINK_MESSAGES: tuple[m.LinkMessage, ...] = (
     m.Hello("p2pgrid/1", 16 * 1024 * 1024),
@@ -37,8 +50,8 @@ LINK_MESSAGES: tuple[m.LinkMessage, ...] = (
     m.Credit(2304),
     m.Goodbye("done"),
     OPEN,
-    m.Opened(SESSION, 1, 1),
-    m.Step(SESSION, 1, 5, b"\1\0\0\0\2\0\0\0", b"\0\0\x80?" * 2, "token", b"", 64),
+    m.Opened(SESSION, 1, 1, 64),
+    m.Step(SESSION, 1, 5, b"\1\0\0\0\2\0\0\0", b"\0\0\x80?" * 2, "token", b"\3\0\0\0" * 2, 64, "fp16", True),
     m.Token(SESSION, 1, 6, 42),
     m.Scores(SESSION, 1, 5, b"\1\0\0\0", b"\0\0\x80?"),
     m.OutOfSync(SESSION, 1, 1, 3),
