@@ -3,11 +3,12 @@
 Operators of `com.microsoft`: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 A family of models is an `Architecture`: a description that `StageGraph` follows.
 
-Inputs: `tokens` int64 `[1, n]` or `hidden` float32 `[1, n, hidden]`; `last_index` int32 `[1]`, the index of the
-last position; `length` int32, positions after this step; for each layer `past_k_N` and `past_v_N` float32
-`[1, kv_heads, context_max, head_dim]`, which the caller binds to the same memory as `present_k_N`, `present_v_N`;
-at the last stage `first_wanted` int64 `[1]`, the first of the step's positions whose logits are wanted.
-Output: `output` float32, `[1, n, hidden]` or `[1, wanted, vocab]`.
+Inputs, for `b` rows (more than one only with `n` = 1): `tokens` int64 `[b, n]` or `hidden` float32 `[b, n, hidden]`;
+`last_index` int32 `[b]`, the index of each row's last position; `length` int32, positions of the longest row after
+this step; for each layer `past_k_N` and `past_v_N` float32 `[b, kv_heads, context_max, head_dim]`, which the caller
+binds to the same memory as `present_k_N`, `present_v_N`; at the last stage `first_wanted` int64 `[1]`, the first of
+the step's positions whose logits are wanted.
+Output: `output` float32, `[b, n, hidden]` or `[b, wanted, vocab]`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -88,23 +89,23 @@ class _Builder:
 
     def build(self) -> ModelProto:
         manifest, span = self._manifest, self._weights.span
-        self._input("last_index", TensorProto.INT32, [1])
+        self._input("last_index", TensorProto.INT32, ["b"])
         self._input("length", TensorProto.INT32, [])
         hidden, residual = self._embedding() if self._weights.first else self._hidden()
         for layer in range(span.start, span.stop):
             hidden, residual = self._layer(layer, self._weights.layer(layer), hidden, residual)
         if self._weights.last:
             self._head(hidden, residual)
-            self._output("output", [1, "wanted", manifest.vocab])
+            self._output("output", ["b", "wanted", manifest.vocab])
         else:
             self._node("Add", [hidden, residual], "output")
-            self._output("output", [1, "n", manifest.hidden])
+            self._output("output", ["b", "n", manifest.hidden])
         return self._model()
 
     # ── the parts of a decoder ───────────────────────────────────────────────────────────────────────────
 
     def _embedding(self) -> tuple[str, str]:
-        self._input("tokens", TensorProto.INT64, [1, "n"])
+        self._input("tokens", TensorProto.INT64, ["b", "n"])
         table = self._weights.embedding()
         if isinstance(table, Blocks) and table.bits == 8:
             inputs = [self._array("embed.codes", table.codes.reshape(table.shape)), "tokens"]
@@ -118,7 +119,7 @@ class _Builder:
 
     def _hidden(self) -> tuple[str, str]:
         """A skip of zeros, so that the first norm runs in the same kernel, to the same bits, as in mid-graph."""
-        self._input("hidden", TensorProto.FLOAT, [1, "n", self._manifest.hidden])
+        self._input("hidden", TensorProto.FLOAT, ["b", "n", self._manifest.hidden])
         return "hidden", self._node("Sub", ["hidden", "hidden"], "zeros")
 
     def _layer(self, layer: int, tensors: Mapping[str, Matrix], hidden: str, residual: str) -> tuple[str, str]:
@@ -156,7 +157,7 @@ class _Builder:
     def _attention(self, layer: int, qkv: str, rope: tuple[str, str]) -> str:
         manifest = self._manifest
         for which in "kv":
-            slab = [1, manifest.kv_heads, self._context_max, manifest.head_dim]
+            slab: list[int | str] = ["b", manifest.kv_heads, self._context_max, manifest.head_dim]
             self._input(f"past_{which}_{layer}", TensorProto.FLOAT, slab)
             self._output(f"present_{which}_{layer}", slab)
         self._nodes.append(

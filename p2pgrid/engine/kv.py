@@ -3,6 +3,8 @@
 import contextlib
 import math
 import mmap
+import platform
+import sys
 
 import numpy as np
 
@@ -10,6 +12,15 @@ from p2pgrid.errors import LocalFault
 from p2pgrid.wire.tensors import Floats
 
 _VALUE_BYTES = 4
+
+
+def _address_space_alone() -> int:
+    """The flag by which a map promises no memory (MAP_NORESERVE); Python knows its name only from 3.13 on."""
+    on_linux = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+    return getattr(mmap, "MAP_NORESERVE", 0x4000 if on_linux else 0)
+
+
+_MAP_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _address_space_alone()
 
 
 def whole_pages(context_max: int, kv_heads: int, head_dim: int) -> int:
@@ -22,7 +33,8 @@ def whole_pages(context_max: int, kv_heads: int, head_dim: int) -> int:
 class KvSlabs:
     """For each layer of a span two tensors, keys and values: `[rows, kv_heads, context_max, head_dim]` float32.
 
-    Each lies in an anonymous private map of its own. `context_max` must come from `whole_pages`.
+    Each lies in an anonymous private map of its own: address space, until positions are written. `context_max` must
+    come from `whole_pages`.
     """
 
     def __init__(self, layers: int, rows: int, kv_heads: int, context_max: int, head_dim: int) -> None:
@@ -31,12 +43,13 @@ class KvSlabs:
         self._row_bytes = kv_heads * context_max * head_dim * _VALUE_BYTES
         if self._row_bytes % mmap.PAGESIZE:
             raise ValueError(f"a KV row of {self._row_bytes} bytes is no whole number of pages")
-        self.row_shape = (1, kv_heads, context_max, head_dim)
+        self._position_shape = (kv_heads, head_dim)
+        self.position_bytes = 2 * layers * kv_heads * head_dim * _VALUE_BYTES
         self._maps: list[mmap.mmap] = []
         self._arrays: list[Floats] = []
         for _ in range(2 * layers):
             try:
-                slab = mmap.mmap(-1, rows * self._row_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                slab = mmap.mmap(-1, rows * self._row_bytes, flags=_MAP_FLAGS)
             except OSError as error:
                 raise LocalFault(
                     f"no memory for the KV rows of {rows} sessions of {context_max} positions; "
@@ -49,10 +62,27 @@ class KvSlabs:
             self._maps.append(slab)
             self._arrays.append(np.frombuffer(slab, np.float32).reshape(rows, kv_heads, context_max, head_dim))
 
-    def layer(self, layer: int, row: int) -> tuple[Floats, Floats]:
-        """Keys and values of one row, `[1, kv_heads, context_max, head_dim]`; `layer` counts from the span's start."""
+    def layer(self, layer: int, first: int, rows: int = 1) -> tuple[Floats, Floats]:
+        """Keys and values of `rows` rows from `first` on, `[rows, kv_heads, context_max, head_dim]`.
+
+        `layer` counts from the span's start.
+        """
         keys, values = self._arrays[2 * layer : 2 * layer + 2]
-        return keys[row : row + 1], values[row : row + 1]
+        return keys[first : first + rows], values[first : first + rows]
+
+    def save(self, row: int, start: int, stop: int) -> Floats:
+        """A copy of positions `[start, stop)` of a row: `[layers, 2, kv_heads, stop - start, head_dim]`."""
+        kv_heads, head_dim = self._position_shape
+        block: Floats = np.empty((len(self._arrays), kv_heads, stop - start, head_dim), np.float32)
+        for at, array in zip(block, self._arrays, strict=True):
+            at[...] = array[row, :, start:stop]
+        return block.reshape(-1, 2, *block.shape[1:])
+
+    def load(self, row: int, start: int, block: Floats) -> None:
+        """Put what `save` gave into positions from `start` on."""
+        stop = start + block.shape[3]
+        for at, array in zip(block.reshape(-1, *block.shape[2:]), self._arrays, strict=True):
+            array[row, :, start:stop] = at
 
     def release(self, row: int) -> None:
         """Give the row's pages back to the machine; it reads as zeros then."""
@@ -61,7 +91,7 @@ class KvSlabs:
 
     def close(self) -> None:
         """Give everything back; nothing that `layer` returned may be used any more. Idempotent."""
-        for row in range(self.rows if self._maps else 0):
-            self.release(row)
+        for slab in self._maps:
+            slab.madvise(mmap.MADV_DONTNEED)
         self._arrays.clear()
         self._maps.clear()

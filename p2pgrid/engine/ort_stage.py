@@ -3,6 +3,8 @@
 import ctypes
 import os
 import tempfile
+from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from p2pgrid.checkpoints.gguf_import import Advance
 from p2pgrid.checkpoints.weights import SpanWeights
 from p2pgrid.engine.graph import build_graph
 from p2pgrid.engine.kv import KvSlabs, whole_pages
+from p2pgrid.engine.row_runs import row_runs
+from p2pgrid.engine.stage import KvBlock
 from p2pgrid.errors import LocalFault
 from p2pgrid.ids import Span
 from p2pgrid.settings import StageSettings
@@ -21,6 +25,8 @@ from p2pgrid.wire.tensors import Floats, Ints
 
 THREADS_MAX = 8
 QUERY_BLOCK = 32
+BINDINGS_MAX = 64
+"""Ranges of rows whose memory stays bound; the least recently used gives way."""
 
 _FAILURES = (
     native.EPFail,
@@ -81,43 +87,67 @@ class OrtStage:
         self.vocab = manifest.vocab
         self.rows = slabs.rows
         self.context_max = context_max
+        self.position_bytes = slabs.position_bytes
         self._first = span.start == 0
         self._last = span.stop == manifest.layers
         self._session: onnxruntime.InferenceSession | None = session
         self._slabs = slabs
-        self._bindings: dict[int, onnxruntime.IOBinding] = {}
+        self._bindings: OrderedDict[tuple[int, int], onnxruntime.IOBinding] = OrderedDict()
         # What every binding points at: written before each run, never replaced.
-        self._last_index = np.zeros(1, np.int32)
+        self._last_index = np.zeros(slabs.rows, np.int32)
         self._length = np.zeros((), np.int32)
         self._first_wanted = np.zeros(1, np.int64)
 
     def step(self, row: int, position: int, tokens: Ints, hidden: Floats | None, logits: int) -> Floats:
         """See `engine.stage.Stage`."""
-        session = self._session
-        if session is None:
-            raise LocalFault(f"the stage of layers {self.span} is closed")
+        session = self._opened()
         n = len(tokens)
         unwanted = n - logits if self._last else 0
         output: Floats = np.empty((n - unwanted, self.vocab if self._last else self.hidden), np.float32)
         try:
-            binding = self._bindings.get(row) or self._bind(session, row)
+            binding = self._binding(session, row, 1)
             for start, stop in _runs(n, logits):
-                if self._first:
-                    binding.bind_cpu_input("tokens", tokens[start:stop].astype(np.int64)[None])
-                else:
-                    binding.bind_cpu_input("hidden", np.ascontiguousarray(hidden, np.float32)[None, start:stop])
                 self._last_index[0] = position + stop - 1
                 self._length[()] = position + stop
                 self._first_wanted[0] = min(max(unwanted, start), stop) - start
+                part = None if hidden is None else hidden[None, start:stop]
                 answer = output[None, max(start - unwanted, 0) : max(stop - unwanted, 0)]
-                if answer.size:
-                    binding.bind_output("output", "cpu", 0, np.float32, answer.shape, answer.ctypes.data)
-                else:
-                    binding.bind_output("output")
-                session.run_with_iobinding(binding)
+                self._run(session, binding, tokens[None, start:stop], part, answer)
         except _FAILURES as error:
             raise LocalFault(f"layers {self.span} failed at position {position}: {_one_line(error)}") from error
         return output
+
+    def step_rows(self, rows: Sequence[int], positions: Sequence[int], tokens: Ints, hidden: Floats | None) -> Floats:
+        """See `engine.stage.Stage`. Rows that lie next to each other are computed together."""
+        session = self._opened()
+        output: Floats = np.empty((len(rows), self.vocab if self._last else self.hidden), np.float32)
+        where = np.array(positions, np.int32)
+        self._first_wanted[0] = 0
+        try:
+            for run in row_runs(rows):
+                b = len(run)
+                binding = self._binding(session, rows[run[0]], b)
+                # Neighbours that were asked for in their order, as almost always, need no copies.
+                at = slice(run[0], run[0] + b) if run == list(range(run[0], run[0] + b)) else run
+                self._last_index[:b] = where[at]
+                self._length[()] = where[at].max() + 1
+                answer = output[at, None]
+                self._run(session, binding, tokens[at, None], None if hidden is None else hidden[at, None], answer)
+                if at is run:
+                    output[at] = answer[:, 0]
+        except _FAILURES as error:
+            raise LocalFault(f"layers {self.span} failed at a step of {len(rows)} rows: {_one_line(error)}") from error
+        return output
+
+    def save(self, row: int, start: int, stop: int) -> KvBlock:
+        """See `engine.stage.Stage`: `[layers, 2, kv_heads, stop - start, head_dim]` float32."""
+        self._opened()
+        return self._slabs.save(row, start, stop)
+
+    def load(self, row: int, start: int, block: KvBlock) -> None:
+        """See `engine.stage.Stage`."""
+        self._opened()
+        self._slabs.load(row, start, block)
 
     def release(self, row: int) -> None:
         """See `engine.stage.Stage`."""
@@ -133,19 +163,49 @@ class OrtStage:
         self._slabs.close()
         _trim_heap()
 
-    def _bind(self, session: onnxruntime.InferenceSession, row: int) -> onnxruntime.IOBinding:
-        """The row's memory, bound once: the past is read and the present written in the same place."""
+    def _opened(self) -> onnxruntime.InferenceSession:
+        if self._session is None:
+            raise LocalFault(f"the stage of layers {self.span} is closed")
+        return self._session
+
+    def _run(
+        self,
+        session: onnxruntime.InferenceSession,
+        binding: onnxruntime.IOBinding,
+        tokens: Ints,
+        hidden: Floats | None,
+        answer: Floats,
+    ) -> None:
+        """The graph over `tokens` `[b, n]` or `hidden` `[b, n, hidden]`, into `answer` `[b, wanted, …]`."""
+        if self._first:
+            binding.bind_cpu_input("tokens", tokens.astype(np.int64))
+        else:
+            binding.bind_cpu_input("hidden", np.ascontiguousarray(hidden, np.float32))
+        if answer.size:
+            binding.bind_output("output", "cpu", 0, np.float32, answer.shape, answer.ctypes.data)
+        else:
+            binding.bind_output("output")
+        session.run_with_iobinding(binding)
+
+    def _binding(self, session: onnxruntime.InferenceSession, first: int, rows: int) -> onnxruntime.IOBinding:
+        """The memory of neighbouring rows: the past is read and the present written in the same place."""
+        found = self._bindings.get((first, rows))
+        if found is not None:
+            self._bindings.move_to_end((first, rows))
+            return found
         binding = session.io_binding()
         for index, layer in enumerate(range(self.span.start, self.span.stop)):
-            for which, slab in zip("kv", self._slabs.layer(index, row), strict=True):
+            for which, slab in zip("kv", self._slabs.layer(index, first, rows), strict=True):
                 place = ("cpu", 0, np.float32, slab.shape, slab.ctypes.data)
                 binding.bind_input(f"past_{which}_{layer}", *place)
                 binding.bind_output(f"present_{which}_{layer}", *place)
-        binding.bind_cpu_input("last_index", self._last_index)
+        binding.bind_cpu_input("last_index", self._last_index[:rows])
         binding.bind_cpu_input("length", self._length)
         if self._last:
             binding.bind_cpu_input("first_wanted", self._first_wanted)
-        self._bindings[row] = binding
+        self._bindings[first, rows] = binding
+        if len(self._bindings) > BINDINGS_MAX:
+            self._bindings.popitem(last=False)
         return binding
 
 

@@ -1,10 +1,14 @@
 """One step through one stage, and what comes of it: the same code in a node, in one process and in a simulation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from p2pgrid.core.sampling import sample, score
 from p2pgrid.engine.stage import Stage
+from p2pgrid.errors import LocalFault
 from p2pgrid.wire.messages import Sampling
 from p2pgrid.wire.tensors import Floats, Ints
 
@@ -66,3 +70,39 @@ def run_step(
             return TokenOut(sample(logits[-1], sampling, position + len(tokens)))
         case "scores":
             return ScoresOut(*score(stage.step(row, position, tokens, hidden, len(tokens)), targets))
+
+
+@dataclass(frozen=True)
+class RowStep:
+    """One position of one row, as a part of a batch."""
+
+    row: int
+    position: int
+    token: int
+    hidden: Floats | None
+    """`[hidden]`, beyond layer 0."""
+    want: Literal["nothing", "token"]
+    sampling: Sampling
+
+
+def run_rows(stage: Stage, steps: Sequence[RowStep]) -> list[StepOut | LocalFault]:
+    """What `run_step` gives for each of `steps`, whose rows are all different, computed in one go.
+
+    A row whose logits are not finite has its LocalFault in its place: the others cannot help it. Raises LocalFault
+    when the runtime fails.
+    """
+    hidden = None if steps[0].hidden is None else np.stack([step.hidden for step in steps if step.hidden is not None])
+    tokens = np.array([step.token for step in steps], np.int32)
+    output = stage.step_rows([step.row for step in steps], [step.position for step in steps], tokens, hidden)
+    if not is_last(stage):
+        return [HiddenOut(output[i : i + 1]) for i in range(len(steps))]
+    return [_sampled(logits, step) for logits, step in zip(output, steps, strict=True)]
+
+
+def _sampled(logits: Floats, step: RowStep) -> TokenOut | LocalFault | None:
+    if step.want == "nothing":
+        return None
+    try:
+        return TokenOut(sample(logits, step.sampling, step.position + 1))
+    except LocalFault as fault:
+        return fault

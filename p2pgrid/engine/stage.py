@@ -41,9 +41,7 @@ class Stage(Protocol):
         Raises LocalFault when the runtime fails.
         """
 
-    def step_rows(
-        self, rows: Sequence[int], positions: Sequence[int], tokens: Ints, hidden: Floats | None
-    ) -> Floats:
+    def step_rows(self, rows: Sequence[int], positions: Sequence[int], tokens: Ints, hidden: Floats | None) -> Floats:
         """One position of each of `b` different rows in one go; for each row to the bit what `step` computes.
 
         `tokens` is `[b]`; `hidden` is None for the stage with layer 0, else `[b, hidden]`. Returns hidden states

@@ -5,9 +5,12 @@ Each layer keeps a state that it moves on by one linear step a position, in inte
 and no order of positions is ever forgotten; integers make the arithmetic the same in any split or chunking.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
+from p2pgrid.engine.stage import KvBlock
 from p2pgrid.errors import LocalFault
 from p2pgrid.ids import Span
 from p2pgrid.wire.tensors import Floats, Ints
@@ -43,6 +46,7 @@ class ToyStage:
         self.vocab = vocab
         self.rows = rows
         self.context_max = context_max
+        self.position_bytes = len(span) * hidden
         self._layers = [_Layer(seed, layer, hidden) for layer in range(span.start, span.stop)]
         ends = np.random.default_rng((seed, 2**31))
         self._embedding: Integers = ends.integers(0, PRIME, (vocab, hidden))
@@ -53,23 +57,47 @@ class ToyStage:
 
     def step(self, row: int, position: int, tokens: Ints, hidden: Floats | None, logits: int) -> Floats:
         """See `engine.stage.Stage`."""
-        if self._closed:
-            raise LocalFault(f"the stage of layers {self.span} is closed")
+        self._check_open()
         n = len(tokens)
         if not (n and 0 <= position <= self._lengths[row] and position + n <= self.context_max):
             raise ValueError(
                 f"a step of {n} at {position} in a row of {self._lengths[row]} of {self.context_max} positions"
             )
-        if row not in self._states:
-            self._states[row] = np.zeros((len(self._layers), self.context_max + 1, self.hidden), np.uint8)
         x = self._embedding[tokens] if self.span.start == 0 else np.asarray(hidden, dtype=np.int64)
-        for layer, states in zip(self._layers, self._states[row], strict=True):
+        for layer, states in zip(self._layers, self._row(row), strict=True):
             x = layer.run(x, states[position : position + n + 1])
         self._lengths[row] = position + n
         if self.span.stop < self.layers:
             return x.astype(np.float32)
         scores = x[n - logits :] @ self._head.T % LOGITS_PRIME
         return (scores * (LOGITS_TOP / LOGITS_PRIME)).astype(np.float32)
+
+    def step_rows(self, rows: Sequence[int], positions: Sequence[int], tokens: Ints, hidden: Floats | None) -> Floats:
+        """See `engine.stage.Stage`."""
+        if len(set(rows)) < len(rows):
+            raise ValueError(f"a row is twice in one batch: {list(rows)}")
+        return np.concatenate(
+            [
+                self.step(row, positions[i], tokens[i : i + 1], None if hidden is None else hidden[i : i + 1], 1)
+                for i, row in enumerate(rows)
+            ]
+        )
+
+    def save(self, row: int, start: int, stop: int) -> KvBlock:
+        """See `engine.stage.Stage`: states `[layers, stop - start, hidden]`, uint8."""
+        self._check_open()
+        if not 0 <= start < stop <= self._lengths[row]:
+            raise ValueError(f"positions {start}:{stop} of a row of {self._lengths[row]} positions")
+        return self._row(row)[:, start + 1 : stop + 1].copy()
+
+    def load(self, row: int, start: int, block: KvBlock) -> None:
+        """See `engine.stage.Stage`. The row's length is then the block's end."""
+        self._check_open()
+        stop = start + block.shape[1]
+        if not (0 <= start <= self._lengths[row] and stop <= self.context_max):
+            raise ValueError(f"positions {start}:{stop} into a row of {self._lengths[row]} of {self.context_max}")
+        self._row(row)[:, start + 1 : stop + 1] = block
+        self._lengths[row] = stop
 
     def release(self, row: int) -> None:
         """See `engine.stage.Stage`."""
@@ -80,6 +108,16 @@ class ToyStage:
         """See `engine.stage.Stage`."""
         self._closed = True
         self._states.clear()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LocalFault(f"the stage of layers {self.span} is closed")
+
+    def _row(self, row: int) -> npt.NDArray[np.uint8]:
+        """States `[layers, context_max + 1, hidden]`, of which the first is before position 0."""
+        if row not in self._states:
+            self._states[row] = np.zeros((len(self._layers), self.context_max + 1, self.hidden), np.uint8)
+        return self._states[row]
 
 
 class _Layer:

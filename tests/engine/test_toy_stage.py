@@ -111,6 +111,54 @@ def test_only_the_wanted_logits_come_back() -> None:
     assert chain(stages(set()), 0, 0, text, 0).shape == (0, 256)
 
 
+@given(text=texts, others=st.permutations([0, 1, 2]), n=st.integers(1, 3))
+@settings(max_examples=50, deadline=None)
+def test_a_batch_answers_as_its_rows_one_at_a_time(text: Ints, others: list[int], n: int) -> None:
+    [together], [alone] = stages(set()), stages(set())
+    for stage in (together, alone):
+        for row in range(3):
+            chain([stage], row, 0, np.resize(text, row + 1), 0)
+    rows, tokens = others[:n], text[:1].repeat(n)
+    found = together.step_rows(rows, [row + 1 for row in rows], tokens, None)
+    for logits, row in zip(found, rows, strict=True):
+        assert np.array_equal(logits[None], chain([alone], row, row + 1, tokens[:1], 1))
+
+
+def test_a_row_twice_in_a_batch_is_the_callers_bug() -> None:
+    [stage] = stages(set())
+    with pytest.raises(ValueError, match="twice"):
+        stage.step_rows([1, 1], [0, 0], np.zeros(2, np.int32), None)
+
+
+@given(text=texts, cut=st.integers(1, 39))
+@settings(max_examples=50, deadline=None)
+def test_a_saved_row_goes_on_in_another_stage_as_in_its_own(text: Ints, cut: int) -> None:
+    cut = min(cut, len(text) - 1)
+    [first], [second] = stages(set()), stages(set())
+    chain([first], 0, 0, text, 0)
+    blocks = [first.save(0, 0, cut), first.save(0, cut, len(text))]
+    assert sum(block.nbytes for block in blocks) == len(text) * first.position_bytes
+    chain([second], 2, 0, text[::-1], 0)
+    second.release(2)
+    second.load(2, 0, blocks[0])
+    assert np.array_equal(chain([second], 2, cut, text[cut:], 1), straight(text)[-1:])
+    second.load(2, cut, blocks[1])
+    token = text[:1]
+    assert np.array_equal(chain([second], 2, len(text), token, 1), straight(np.append(text, token))[-1:])
+
+
+def test_positions_that_are_not_filled_are_neither_saved_nor_loaded_behind_a_gap() -> None:
+    [stage] = stages(set())
+    chain([stage], 0, 0, np.arange(4, dtype=np.int32), 0)
+    block = stage.save(0, 0, 4)
+    for start, stop in ((0, 5), (3, 3), (-1, 2)):
+        with pytest.raises(ValueError, match="positions"):
+            stage.save(0, start, stop)
+    for start in (5, -1, CONTEXT - 2):
+        with pytest.raises(ValueError, match="positions"):
+            stage.load(0, start, block)
+
+
 def test_a_released_row_begins_anew() -> None:
     [stage] = stages(set())
     text = np.arange(9, dtype=np.int32)
