@@ -54,7 +54,7 @@ def build_graph(weights: SpanWeights, context_max: int, folder: Path) -> Path:
     """Write the graph of `weights.span` into `folder`, its large arrays beside it; the path of the graph.
 
     The arrays go to the disk one after another, and the runtime maps them from there: at no time does the span
-    stand in memory twice. Raises LocalFault for a model that this version does not know, or a full disk.
+    stand in memory twice. Raises LocalFault for a model that this version does not know, OSError for a full disk.
     """
     architecture = ARCHITECTURES.get(weights.manifest.architecture)
     if architecture is None:
@@ -62,13 +62,10 @@ def build_graph(weights: SpanWeights, context_max: int, folder: Path) -> Path:
             f"models of architecture {weights.manifest.architecture} are not supported, only "
             f"{', '.join(sorted(ARCHITECTURES))}; choose another model"
         )
-    try:
-        with (folder / _ARRAYS).open("wb") as arrays:
-            graph = _Builder(weights, architecture, context_max, arrays).build()
-        path = folder / "stage.onnx"
-        path.write_bytes(graph.SerializeToString())
-    except OSError as error:
-        raise LocalFault(f"cannot write a stage's graph to {folder}: {error.strerror}") from error
+    with (folder / _ARRAYS).open("wb") as arrays:
+        graph = _Builder(weights, architecture, context_max, arrays).build()
+    path = folder / "stage.onnx"
+    path.write_bytes(graph.SerializeToString())
     return path
 
 

@@ -1,20 +1,18 @@
-"""A stage that onnxruntime computes. The only module of a node that imports it."""
+"""A stage that onnxruntime computes."""
 
-import ctypes
-import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as native
+import structlog
 
-from p2pgrid.checkpoints.gguf_import import Advance
-from p2pgrid.checkpoints.weights import SpanWeights
-from p2pgrid.engine.graph import build_graph
+from p2pgrid.engine.graph_cache import Build, GraphCache, graph_key
 from p2pgrid.engine.kv import KvSlabs, whole_pages
+from p2pgrid.engine.ort_session import FAILURES, new_session, one_line, threads_for, trim_heap
+from p2pgrid.engine.ort_session import THREADS_MAX as THREADS_MAX
 from p2pgrid.engine.row_runs import row_runs
 from p2pgrid.engine.stage import KvBlock
 from p2pgrid.errors import LocalFault
@@ -23,23 +21,16 @@ from p2pgrid.settings import StageSettings
 from p2pgrid.wire.manifest import Manifest
 from p2pgrid.wire.tensors import Floats, Ints
 
-THREADS_MAX = 8
+log = structlog.get_logger()
+
+Advance = Callable[[int, int], None]
+
 QUERY_BLOCK = 32
+QUIET_STEPS = 3
+"""So many decode steps after a prefill, what the prefill took goes back to the machine: 10 to 20 MB for 1 ms. Less
+than that many come between the prefill steps of a busy stage, which needs the memory again at once."""
 BINDINGS_MAX = 64
 """Ranges of rows whose memory stays bound; the least recently used gives way."""
-
-_FAILURES = (
-    native.EPFail,
-    native.EngineError,
-    native.Fail,
-    native.InvalidArgument,
-    native.InvalidGraph,
-    native.InvalidProtobuf,
-    native.NotImplemented,
-    native.RuntimeException,
-    RuntimeError,
-    MemoryError,
-)
 
 
 def open_stage(
@@ -48,26 +39,54 @@ def open_stage(
     span: Span,
     settings: StageSettings,
     advance: Advance | None = None,
+    *,
+    cache: Path | None = None,
 ) -> "OrtStage":
     """Read the span's weights from the checkpoint and make them ready to run; half a second for 60 MB.
 
-    `advance(done, total)` is told the bytes read; what it raises stops the work.
-    Needs as much room in the directory for temporary files as the span has weights, until the stage is closed.
+    With a folder for a `cache`, what was built is kept there (see `engine.graph_cache`), and the next time neither
+    the checkpoint is read nor anything built. Without one, or when it cannot be written, the directory for temporary
+    files needs as much room as the span has weights, until the stage is closed.
+
+    `advance(done, total)` is told the bytes read from the checkpoint; what it raises stops the work.
     Raises LocalFault when the file is damaged, the model is not supported, or room is short.
     """
     if span.stop > manifest.layers:
         raise LocalFault(f"the model has {manifest.layers} layers, so there is no span {span}")
     context_max = min(settings.context_max, manifest.context)
     slab_positions = whole_pages(context_max, manifest.kv_heads, manifest.head_dim)
+    threads = threads_for(settings.threads)
+
+    def build(folder: Path) -> Path:
+        # Whoever finds the graph built needs none of what builds it: 13 MB of libraries.
+        from p2pgrid.checkpoints.weights import SpanWeights
+        from p2pgrid.engine.graph import build_graph
+
+        return build_graph(SpanWeights(path, manifest, span, advance), slab_positions, folder)
+
     try:
-        with tempfile.TemporaryDirectory(prefix="p2pgrid-stage-") as folder:
-            graph = build_graph(SpanWeights(path, manifest, span, advance), slab_positions, Path(folder))
-            session = _session(graph, _threads(settings.threads))
+        kept = (
+            None if cache is None else _kept_session(cache, graph_key(manifest, span, slab_positions), build, threads)
+        )
+        session = kept or _temporary_session(build, threads)
         slabs = KvSlabs(len(span), settings.sessions_max, manifest.kv_heads, slab_positions, manifest.head_dim)
-    except (OSError, *_FAILURES) as error:
-        raise LocalFault(f"cannot open layers {span} of {path}: {_one_line(error)}") from error
-    _trim_heap()
+    except (OSError, *FAILURES) as error:
+        raise LocalFault(f"cannot open layers {span} of {path}: {one_line(error)}") from error
+    trim_heap()
     return OrtStage(manifest, span, context_max, session, slabs)
+
+
+def _kept_session(folder: Path, key: str, build: Build, threads: int) -> onnxruntime.InferenceSession | None:
+    try:
+        return new_session(GraphCache(folder).graph(key, build), threads)
+    except (OSError, *FAILURES) as error:
+        log.warning("graph_not_kept", folder=str(folder), why=one_line(error))
+        return None
+
+
+def _temporary_session(build: Build, threads: int) -> onnxruntime.InferenceSession:
+    with tempfile.TemporaryDirectory(prefix="p2pgrid-stage-") as folder:
+        return new_session(build(Path(folder)), threads)
 
 
 class OrtStage:
@@ -92,6 +111,7 @@ class OrtStage:
         self._last = span.stop == manifest.layers
         self._session: onnxruntime.InferenceSession | None = session
         self._slabs = slabs
+        self._since_prefill = QUIET_STEPS
         self._bindings: OrderedDict[tuple[int, int], onnxruntime.IOBinding] = OrderedDict()
         # What every binding points at: written before each run, never replaced.
         self._last_index = np.zeros(slabs.rows, np.int32)
@@ -113,8 +133,9 @@ class OrtStage:
                 part = None if hidden is None else hidden[None, start:stop]
                 answer = output[None, max(start - unwanted, 0) : max(stop - unwanted, 0)]
                 self._run(session, binding, tokens[None, start:stop], part, answer)
-        except _FAILURES as error:
-            raise LocalFault(f"layers {self.span} failed at position {position}: {_one_line(error)}") from error
+        except FAILURES as error:
+            raise LocalFault(f"layers {self.span} failed at position {position}: {one_line(error)}") from error
+        self._stepped(prefill=n > 1)
         return output
 
     def step_rows(self, rows: Sequence[int], positions: Sequence[int], tokens: Ints, hidden: Floats | None) -> Floats:
@@ -135,8 +156,9 @@ class OrtStage:
                 self._run(session, binding, tokens[at, None], None if hidden is None else hidden[at, None], answer)
                 if at is run:
                     output[at] = answer[:, 0]
-        except _FAILURES as error:
-            raise LocalFault(f"layers {self.span} failed at a step of {len(rows)} rows: {_one_line(error)}") from error
+        except FAILURES as error:
+            raise LocalFault(f"layers {self.span} failed at a step of {len(rows)} rows: {one_line(error)}") from error
+        self._stepped(prefill=False)
         return output
 
     def save(self, row: int, start: int, stop: int) -> KvBlock:
@@ -153,6 +175,9 @@ class OrtStage:
         """See `engine.stage.Stage`."""
         if self._session is not None:
             self._slabs.release(row)
+            if self._since_prefill < QUIET_STEPS:
+                self._since_prefill = QUIET_STEPS
+                trim_heap()
 
     def close(self) -> None:
         """See `engine.stage.Stage`."""
@@ -161,12 +186,21 @@ class OrtStage:
         self._session = None
         self._bindings.clear()
         self._slabs.close()
-        _trim_heap()
+        trim_heap()
 
     def _opened(self) -> onnxruntime.InferenceSession:
         if self._session is None:
             raise LocalFault(f"the stage of layers {self.span} is closed")
         return self._session
+
+    def _stepped(self, *, prefill: bool) -> None:
+        """Count decode steps since the last prefill; after a few of them its memory is not soon needed again."""
+        if prefill:
+            self._since_prefill = 0
+        elif self._since_prefill < QUIET_STEPS:
+            self._since_prefill += 1
+            if self._since_prefill == QUIET_STEPS:
+                trim_heap()
 
     def _run(
         self,
@@ -219,34 +253,3 @@ def _runs(n: int, logits: int) -> list[tuple[int, int]]:
         return [(0, n)]
     cut = n - (5 if logits == 4 else 3)
     return [(0, cut), (cut, n)]
-
-
-def _threads(wanted: int) -> int:
-    return min(wanted or len(os.sched_getaffinity(0)), THREADS_MAX)
-
-
-def _session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    # The graph is written with the fused operators already; what runs is what was written, in every split.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # As fast without, and what a long prefill took goes back to the machine.
-    options.enable_cpu_mem_arena = False
-    options.enable_mem_pattern = False
-    options.log_severity_level = 3
-    # Threads that spin between steps would take the cores from every other stage on the machine.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-
-def _trim_heap() -> None:
-    """Give freed memory back to the machine, where the C library can."""
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -134,8 +134,9 @@ def public_blobs(model: ModelDescription) -> Callable[[str], bytes | None]:
 async def build_stage(
     store: ModelStore, model: ModelDescription, span: Span, settings: StageSettings, advance: Advance | None = None
 ) -> OrtStage:
-    """Build a stage off the event loop. Raises LocalFault."""
-    work = partial(open_stage, store.checkpoint(model.id), model.manifest, span, settings, advance)
+    """Build a stage off the event loop, or take what was built before. Raises LocalFault."""
+    checkpoint, kept = store.checkpoint(model.id), data_dir() / "graphs"
+    work = partial(open_stage, checkpoint, model.manifest, span, settings, advance, cache=kept)
     # A build cannot be stopped half-way; whoever no longer waits for it is about to leave the process.
     return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
 
