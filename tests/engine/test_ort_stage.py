@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pgrid.engine.ort_stage import OrtStage, open_stage
+from p2pgrid.engine.ort_stage import QUIET_STEPS, OrtStage, open_stage
 from p2pgrid.errors import LocalFault
 from p2pgrid.ids import Span
 from p2pgrid.settings import StageSettings
@@ -234,3 +234,16 @@ def test_opening_tells_how_far_it_is_and_can_be_stopped(tiny: Tiny) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         open_stage(tiny.path, tiny.manifest, Span(0, 2), SETTINGS, stop)
+
+
+def test_what_a_prefill_took_goes_back_after_a_few_decode_steps(tmp_path: Path) -> None:
+    path, manifest = tiny_model(tmp_path, kinds="Q8_0", context=2048, hidden=128, heads=2, kv_heads=2, ffn=4096)
+    me = psutil.Process(os.getpid())
+    with opened(path, manifest, settings=StageSettings(context_max=2048, sessions_max=1, threads=2)) as [stage]:
+        chain([stage], 0, 0, some_tokens(8), 0)
+        chain([stage], 0, 0, some_tokens(1024), 0)
+        for position in range(1024, 1024 + QUIET_STEPS - 1):
+            chain([stage], 0, position, some_tokens(1), 1)
+        busy_bytes = me.memory_info().rss
+        chain([stage], 0, 1024 + QUIET_STEPS - 1, some_tokens(1), 1)
+        assert me.memory_info().rss < busy_bytes
