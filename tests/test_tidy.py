@@ -31,6 +31,7 @@ PROTOCOLS: dict[str, Any] = {
     messages.STAGE_PROTOCOL: messages.LinkMessage,
     messages.ADVERT_PROTOCOL: messages.AdvertMessage,
     messages.BLOB_PROTOCOL: messages.BlobMessage,
+    messages.DIRECT_PROTOCOL: messages.DirectMessage,
 }
 
 

@@ -14,6 +14,7 @@ from p2pgrid.ids import ModelId, PeerId, SessionId, Span
 STAGE_PROTOCOL = "/p2pgrid/stage/1"
 ADVERT_PROTOCOL = "/p2pgrid/advert/1"
 BLOB_PROTOCOL = "/p2pgrid/blob/1"
+DIRECT_PROTOCOL = "/p2pgrid/direct/1"
 
 TOKENS_PER_STEP_MAX = 512
 ROUTE_HOPS_MAX = 256
@@ -280,7 +281,7 @@ class Adverts(_Message, frozen=True):
 AdvertMessage = Exchange | Adverts
 
 
-# ── /p2pgrid/blob/1 ──────────────────────────────────────────────────────────────────────────────────────
+# ── /p2pgrid/blob/1, /p2pgrid/direct/1 ───────────────────────────────────────────────────────────────────
 
 
 class BlobRequest(_Message, frozen=True):
@@ -302,4 +303,18 @@ class BlobMissing(_Message, frozen=True):
     """The peer does not hold this blob, or does not give it away."""
 
 
+class DirectRequest(_Message, frozen=True):
+    """Ask for a TCP port that takes a stream of `protocol` from us."""
+
+    protocol: Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class DirectOffer(_Message, frozen=True):
+    """Dial `port` and say `token`, which is good for the asker alone, once. Port 0 = no."""
+
+    port: Annotated[int, Meta(ge=0, le=65_535)]
+    token: Annotated[bytes, Meta(max_length=32)] = b""
+
+
 BlobMessage = BlobRequest | BlobPiece | BlobMissing
+DirectMessage = DirectRequest | DirectOffer

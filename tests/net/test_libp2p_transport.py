@@ -323,6 +323,7 @@ async def test_a_four_gib_header_costs_its_sender_the_link_and_nobody_else() -> 
             await stream.send_all(FOUR_GIB_HEADER + os.urandom(1000))
             with trio.fail_after(5):
                 await one.loss()
+            await stream.reset()
             assert "limit" in one.lost[0][1]
             await other.links.send(one.peer, token(7))
             with trio.fail_after(5):

@@ -65,10 +65,15 @@ BLOB_MESSAGES: tuple[m.BlobMessage, ...] = (
     m.BlobPiece(3, b"abc"),
     m.BlobMissing(),
 )
+DIRECT_MESSAGES: tuple[m.DirectMessage, ...] = (
+    m.DirectRequest(m.STAGE_PROTOCOL),
+    m.DirectOffer(4002, bytes(range(16))),
+)
 PROTOCOLS = (
     (m.LinkMessage, LINK_MESSAGES),
     (m.AdvertMessage, ADVERT_MESSAGES),
     (m.BlobMessage, BLOB_MESSAGES),
+    (m.DirectMessage, DIRECT_MESSAGES),
 )
 
 GOLDEN = Path(__file__).with_name("golden_frames.txt")

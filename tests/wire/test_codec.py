@@ -16,6 +16,7 @@ from p2pgrid.wire.messages import (
     AdvertMessage,
     BlobMessage,
     BlobPiece,
+    DirectMessage,
     Hop,
     LinkMessage,
     Open,
@@ -41,7 +42,7 @@ def test_the_bytes_of_a_message_do_not_change(protocol: Any, message: Any) -> No
 
 
 def test_every_kind_of_message_has_a_golden_frame() -> None:
-    kinds = {kind for union in (LinkMessage, AdvertMessage, BlobMessage) for kind in get_args(union)}
+    kinds = {kind for union in (LinkMessage, AdvertMessage, BlobMessage, DirectMessage) for kind in get_args(union)}
     assert {kind.__name__ for kind in kinds} == set(NAMES)
     assert {kind.__name__.lower() for kind in kinds} == set(golden_frames())
 

@@ -73,6 +73,11 @@ LIMITS: list[tuple[str, str, Any, Any]] = [
     ("BlobRequest", "nbytes", BLOB_PIECE_BYTES_MAX, BLOB_PIECE_BYTES_MAX + 1),
     ("BlobRequest", "nbytes", 1, 0),
     ("BlobPiece", "data", bytes(BLOB_PIECE_BYTES_MAX), bytes(BLOB_PIECE_BYTES_MAX + 1)),
+    ("DirectRequest", "protocol", "/" * 128, "/" * 129),
+    ("DirectRequest", "protocol", "/", ""),
+    ("DirectOffer", "port", 65_535, 65_536),
+    ("DirectOffer", "port", 0, -1),
+    ("DirectOffer", "token", bytes(32), bytes(33)),
 ]
 
 

@@ -70,6 +70,12 @@ def dialable(addresses: Iterable[str]) -> list[Multiaddr]:
     return list(found.values())
 
 
+def ip_hosts(addresses: Iterable[Multiaddr]) -> list[str]:
+    """The IP addresses in them, each once; names are left out."""
+    hosts = [_value(address, "ip4") or _value(address, "ip6") for address in addresses]
+    return list(dict.fromkeys(host for host in hosts if host))
+
+
 def announced(listening: Iterable[Multiaddr]) -> list[Multiaddr]:
     """What others can dial: "all interfaces" becomes the address of each, loopback only if there is no other."""
     addresses: dict[str, Multiaddr] = {}

@@ -12,8 +12,9 @@ from libp2p.network.connection import swarm_connection
 from libp2p.tools.anyio_service import background_trio_service
 
 from p2pgrid.errors import LocalFault, PeerUnavailable
-from p2pgrid.net.libp2p_transport.addresses import parse_announce, parse_bootstrap, parse_listen
+from p2pgrid.net.libp2p_transport.addresses import ip_hosts, parse_announce, parse_bootstrap, parse_listen
 from p2pgrid.net.libp2p_transport.dht import Dht
+from p2pgrid.net.libp2p_transport.direct import DirectDialler, open_direct_listener
 from p2pgrid.net.libp2p_transport.host import build_host, close_host
 from p2pgrid.net.libp2p_transport.mdns import watch_lan
 from p2pgrid.net.libp2p_transport.transport import Libp2pTransport
@@ -35,13 +36,15 @@ async def open_libp2p(
     dht_server: bool,
     mdns: bool = False,
     announce: Sequence[str] = (),
+    direct: bool = True,
 ) -> AsyncIterator[Transport]:
     """This node's place in the libp2p network, until the context ends.
 
     `listen` and `bootstrap` are multiaddrs, the latter with `/p2p/<id>`; nothing to listen on means a free port
     on loopback, nothing to begin with means that others come to us. A `dht_server` keeps records for others.
     With `mdns`, peers on the local network are found and joined as well. Others are told the `announce` addresses,
-    multiaddrs without `/p2p/`; without any, those that we listen on.
+    multiaddrs without `/p2p/`; without any, those that we listen on. With `direct`, links get connections of their
+    own where peers can have them; nobody is told of a port for that who is told to dial another address than ours.
 
     Raises BadInput for an address that is none, LocalFault when the port is taken, PeerUnavailable when no
     bootstrap peer answers.
@@ -57,8 +60,13 @@ async def open_libp2p(
             try:
                 if len(host.get_transport_addrs()) < len(listening):
                     raise LocalFault(f"cannot listen on {', '.join(map(str, listening))}")
-                transport = Libp2pTransport(host, dht)
-                async with background_trio_service(dht.service), trio.open_nursery() as tasks:
+                transport = Libp2pTransport(host, dht, DirectDialler(identity) if direct else None)
+                offering = ip_hosts(listening) if direct and not told else []
+                async with (
+                    background_trio_service(dht.service),
+                    _open_offers(transport, identity, offering),
+                    trio.open_nursery() as tasks,
+                ):
                     await _join(transport, dht, beginnings)
                     tasks.start_soon(_stay_joined, transport, dht, beginnings)
                     tasks.start_soon(dht.keep_up)
@@ -68,6 +76,17 @@ async def open_libp2p(
                     tasks.cancel_scope.cancel()
             finally:
                 await close_host(host)
+
+
+@asynccontextmanager
+async def _open_offers(transport: Libp2pTransport, identity: Identity, hosts: Sequence[str]) -> AsyncIterator[None]:
+    """Take direct connections at `hosts`, if there are any."""
+    if not hosts:
+        yield
+        return
+    async with open_direct_listener(identity, hosts, transport.handlers) as listener:
+        transport.serve_offers(listener)
+        yield
 
 
 async def _join(transport: Libp2pTransport, dht: Dht, beginnings: list[Contact]) -> None:

@@ -9,14 +9,16 @@ from libp2p.exceptions import BaseLibp2pError
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF
 
-from p2pgrid.errors import P2pgridError, PeerUnavailable
+from p2pgrid.errors import P2pgridError, PeerMisbehaved, PeerUnavailable
 from p2pgrid.ids import PeerId
-from p2pgrid.net.libp2p_transport.addresses import dialable
+from p2pgrid.net.exchange import answer, ask
+from p2pgrid.net.libp2p_transport.addresses import dialable, ip_hosts
 from p2pgrid.net.libp2p_transport.dht import Dht
+from p2pgrid.net.libp2p_transport.direct import DIRECT_PROTOCOLS, DIRECT_S_MAX, DirectDialler, DirectListener
 from p2pgrid.net.libp2p_transport.host import CLOSE_STREAM_S_MAX, abort, let_go, live_connections
-from p2pgrid.net.libp2p_transport.wire import QuickStream
+from p2pgrid.net.libp2p_transport.wire import QuickStream, hosts_of
 from p2pgrid.net.transport import ByteStream, StreamHandler
-from p2pgrid.wire.messages import Contact
+from p2pgrid.wire.messages import DIRECT_PROTOCOL, Contact, DirectOffer, DirectRequest
 
 log = structlog.get_logger()
 
@@ -42,6 +44,12 @@ class Libp2pStream:
     @property
     def peer(self) -> PeerId:
         return self._peer
+
+    @property
+    def own_host(self) -> str | None:
+        """Our IP address on the connection underneath; None when it is gone."""
+        hosts = hosts_of(self._stream.muxed_conn)
+        return hosts[0] if hosts is not None else None
 
     async def send_all(self, data: bytes) -> None:
         try:
@@ -79,10 +87,13 @@ class Libp2pStream:
 class Libp2pTransport:
     """See `net.transport.Transport`."""
 
-    def __init__(self, host: Any, dht: Dht) -> None:
+    def __init__(self, host: Any, dht: Dht, direct: DirectDialler | None = None) -> None:
         self._host = host
         self._dht = dht
+        self._direct = direct
         self._peer = PeerId(str(host.get_id()))
+        self.handlers: dict[str, StreamHandler] = {}
+        """What is served, by protocol; none of them raises."""
 
     @property
     def peer(self) -> PeerId:
@@ -93,8 +104,7 @@ class Libp2pTransport:
         return tuple(str(address) for address in self._host.get_addrs())
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:
-        async def handle(net_stream: Any) -> None:
-            stream = Libp2pStream(net_stream)
+        async def handle(stream: ByteStream) -> None:
             try:
                 await handler(stream)
             except P2pgridError as error:
@@ -106,12 +116,51 @@ class Libp2pTransport:
             finally:
                 await stream.aclose()
 
-        self._host.set_stream_handler(TProtocol(protocol), handle)
+        async def handle_libp2p(net_stream: Any) -> None:
+            await handle(Libp2pStream(net_stream))
+
+        self.handlers[protocol] = handle
+        self._host.set_stream_handler(TProtocol(protocol), handle_libp2p)
+
+    def serve_offers(self, listener: DirectListener) -> None:
+        """Tell those who ask where `listener` takes their streams."""
+
+        async def handle(stream: ByteStream) -> None:
+            own_host = stream.own_host if isinstance(stream, Libp2pStream) else None
+
+            async def offer(request: DirectRequest) -> DirectOffer:
+                await trio.lowlevel.checkpoint_if_cancelled()
+                return listener.offer(stream.peer, request.protocol, own_host or "")
+
+            await answer(stream, DirectRequest, offer, deadline_s=DIRECT_S_MAX)
+
+        self.serve(DIRECT_PROTOCOL, handle)
 
     async def open_stream(self, contact: Contact, protocol: str) -> ByteStream:
         if contact.peer == self._peer:
             raise PeerUnavailable("a node does not dial itself")
         peer = await self.connect(contact)
+        if self._direct is None or protocol not in DIRECT_PROTOCOLS or not self._direct.may_try(contact.peer):
+            return await self._open_muxed(peer, protocol)
+        if (direct := await self._open_direct(self._direct, contact, peer, protocol)) is not None:
+            return direct
+        stream = await self._open_muxed(peer, protocol)
+        self._direct.failed(contact.peer)  # it is not that the peer is gone
+        return stream
+
+    async def _open_direct(self, direct: DirectDialler, contact: Contact, peer: ID, protocol: str) -> ByteStream | None:
+        """A connection of its own for that stream; None when it comes to nothing."""
+        with trio.move_on_after(DIRECT_S_MAX):
+            try:
+                request = DirectRequest(protocol)
+                offer = await ask(self, contact, DIRECT_PROTOCOL, request, DirectOffer, deadline_s=DIRECT_S_MAX)
+                hosts = [pair[1] for each in live_connections(self._host, peer) if (pair := hosts_of(each.muxed_conn))]
+                return await direct.dial(contact.peer, offer, hosts + ip_hosts(dialable(contact.addresses)))
+            except (PeerUnavailable, PeerMisbehaved) as error:
+                log.debug("no direct connection to %s: %s", contact.peer, error)
+        return None
+
+    async def _open_muxed(self, peer: ID, protocol: str) -> ByteStream:
         opened = False
         started = trio.current_time()
         try:
@@ -121,11 +170,11 @@ class Libp2pTransport:
                 return stream
         except _STREAM_ERRORS as error:
             opened = True  # it answered, if only to refuse
-            raise PeerUnavailable(f"{contact.peer} does not speak {protocol}: {_brief(error)}") from error
+            raise PeerUnavailable(f"{peer} does not speak {protocol}: {_brief(error)}") from error
         finally:
             if not opened and trio.current_time() - started >= SILENT_S_MAX:
                 await self._abort_silent(peer)
-        raise PeerUnavailable(f"{contact.peer} does not answer on its connection")
+        raise PeerUnavailable(f"{peer} does not answer on its connection")
 
     async def connect(self, contact: Contact) -> ID:
         """Have a connection to that peer. Raises PeerUnavailable, with the reason for each address."""

@@ -78,6 +78,16 @@ tcp.TrioTCPStream = BufferedTcpStream
 muxer_multistream.Yamux = SteadyYamux
 
 
+def hosts_of(muxed: Any) -> tuple[str, str] | None:
+    """IP addresses of a connection, ours and the peer's; None when it is gone."""
+    raw = muxed.secured_conn.conn.read_writer.read_write_closer
+    try:
+        own, theirs = raw.stream.stream.socket.getsockname(), raw.stream.stream.socket.getpeername()
+    except OSError:
+        return None
+    return str(own[0]), str(theirs[0])
+
+
 class QuickStream:
     """Reads and writes of one yamux stream; one reader and one writer at a time."""
 
