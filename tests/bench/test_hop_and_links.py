@@ -14,11 +14,11 @@ from p2pgrid.bench.profiles import MBIT, PROFILES, Profile
 from p2pgrid.bench.scenario import Options
 from p2pgrid.bench.scenarios import hop, links
 from p2pgrid.engine.executor import LaneExecutor
-from p2pgrid.errors import BadInput, LocalFault
+from p2pgrid.errors import BadInput, LocalFault, PeerUnavailable
 from p2pgrid.ids import Span
 from p2pgrid.node.wiring import build_stage, describe_model
 from p2pgrid.services.local import LocalSession
-from p2pgrid.settings import StageSettings
+from p2pgrid.settings import LinkSettings, StageSettings
 from p2pgrid.storage.models import ModelStore
 from p2pgrid.wire.codec import frame
 from p2pgrid.wire.messages import Sampling, Step
@@ -71,13 +71,18 @@ async def test_a_hop_is_measured_at_every_size_beside_plain_tcp() -> None:
     before = children()
     with trio.fail_after(60):
         await hop.run(bench)
-    assert bench.compared == [(hop.LINK, hop.PLAIN_TCP)]
+    assert bench.compared == [(hop.DIRECT, hop.PLAIN_TCP), (hop.LIBP2P, hop.PLAIN_TCP)]
     for nbytes in hop.FRAME_BYTES:
-        ours = bench.samples[hop.LINK, f"hop_s@{nbytes}"]
-        plain = bench.samples[hop.PLAIN_TCP, f"hop_s@{nbytes}"]
-        assert len(ours) == len(plain) == 2
-        assert 0 < min(plain) < min(ours) < 1
-    assert [limit.metric for limit in bench.limits] == [f"hop_s@{nbytes}" for nbytes in hop.FRAME_BYTES]
+        direct, libp2p, plain = (
+            bench.samples[system, f"hop_s@{nbytes}"] for system in (hop.DIRECT, hop.LIBP2P, hop.PLAIN_TCP)
+        )
+        assert len(direct) == len(libp2p) == len(plain) == 2
+        assert 0 < min(plain) < min(direct) < 1
+        assert min(plain) < min(libp2p) < 1
+    metrics = [f"hop_s@{nbytes}" for nbytes in hop.FRAME_BYTES]
+    assert [(limit.system, limit.metric) for limit in bench.limits] == [
+        (system, metric) for system in (hop.DIRECT, hop.LIBP2P) for metric in metrics
+    ]
     assert all(0 < limit.share < 1 for limit in bench.limits)
     assert children() == before
 
@@ -99,6 +104,17 @@ async def test_an_echo_process_that_dies_is_an_error_of_ours() -> None:
             await go(1000)
             process.kill()
             with pytest.raises(LocalFault, match="echo process has ended"):
+                await go(1000)
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "libp2p"])
+async def test_a_peer_that_is_killed_is_lost_without_waiting_for_a_heartbeat(direct: bool) -> None:
+    async with hop.open_echo() as there:
+        (process,) = [child for child in children() if "p2pgrid.bench.echo" in child.cmdline()]
+        async with hop.open_link(there.contact, direct=direct) as go:
+            await go(1000)
+            process.kill()
+            with trio.fail_after(LinkSettings().silence_s_max / 2), pytest.raises(PeerUnavailable):
                 await go(1000)
 
 

@@ -1,6 +1,6 @@
 """What a link adds to a step beyond computing, by the size of its frame: half a round trip between two processes."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from statistics import median
 
@@ -23,11 +23,14 @@ SIZE_S_MIN = 0.3
 QUICK_SIZE_S_MIN = 0.1
 """Each size goes for so long: over less than half a second in all, nobody could tell how busy the machine was."""
 WARM_UP = 3
-OVERHEAD_BYTES = 120
+OVERHEAD_BYTES = 97
 """About what a step's frame has besides its hidden states."""
 ROUND_TRIP_S_MAX = 10.0
 SESSION = SessionId("5e" * 16)
-LINK = "link"
+DIRECT = "direct"
+"""A link over a connection of its own."""
+LIBP2P = "libp2p"
+"""A link over a stream of the libp2p connection."""
 PLAIN_TCP = "plain_tcp"
 
 RoundTrip = Callable[[int], Awaitable[None]]
@@ -61,10 +64,13 @@ class _LinkTrips:
 
 
 @asynccontextmanager
-async def open_link(there: Contact) -> AsyncIterator[RoundTrip]:
+async def open_link(there: Contact, *, direct: bool) -> AsyncIterator[RoundTrip]:
     """A link to the echo peer. Raises PeerUnavailable."""
     trips = _LinkTrips()
-    async with open_libp2p(ephemeral_identity(), [], [], dht_server=False) as transport, trio.open_nursery() as tasks:
+    async with (
+        open_libp2p(ephemeral_identity(), [], [], dht_server=False, direct=direct) as transport,
+        trio.open_nursery() as tasks,
+    ):
         links = Links(transport, LinkSettings(), on_message=trips.on_message, on_lost=trips.on_lost)
         await tasks.start(links.run)
         await links.connect(there)
@@ -113,19 +119,25 @@ async def _measure(bench: Bench, there: Whereabouts) -> None:
     at_least_s = QUICK_SIZE_S_MIN if bench.options.quick else SIZE_S_MIN
     pairs = bench.options.repeat
     kept: dict[tuple[str, str], dict[int, float]] = {}
-    bench.compare(LINK, PLAIN_TCP)
-    async with open_link(there.contact) as link, open_plain_tcp(there.tcp_port) as plain:
+    bench.compare(DIRECT, PLAIN_TCP)
+    bench.compare(LIBP2P, PLAIN_TCP)
+    async with (
+        open_link(there.contact, direct=True) as direct,
+        open_link(there.contact, direct=False) as muxed,
+        open_plain_tcp(there.tcp_port) as plain,
+    ):
+        systems = ((DIRECT, direct), (LIBP2P, muxed), (PLAIN_TCP, plain))
         for pair in range(-1, pairs):
-            systems: Sequence[tuple[str, RoundTrip]] = ((LINK, link), (PLAIN_TCP, plain))
             for name, go in systems if pair % 2 == 0 else reversed(systems):
                 await bench.sample(name, pair, _measurement(name, go, at_least_s, pair, kept))
             bench.progress(pair + 1, pairs)
-    for nbytes in FRAME_BYTES:
-        metric = _metric(nbytes)
-        best = median(kept[PLAIN_TCP, metric].values())
-        ours = median(kept[LINK, metric].values())
-        what = "the same bytes one way over plain TCP between the same two processes"
-        bench.limit(Limit(metric, LINK, limit=best, unit="s", share=best / ours, what=what))
+    for name in (DIRECT, LIBP2P):
+        for nbytes in FRAME_BYTES:
+            metric = _metric(nbytes)
+            best = median(kept[PLAIN_TCP, metric].values())
+            ours = median(kept[name, metric].values())
+            what = "the same bytes one way over plain TCP between the same two processes"
+            bench.limit(Limit(metric, name, limit=best, unit="s", share=best / ours, what=what))
     bench.note(
         "hop_s is half of a round trip on loopback; a decode step is one frame of a few KB, a prefill step of many"
     )
