@@ -37,8 +37,10 @@ class StageSettings(msgspec.Struct, frozen=True):
 
     context_max: int = 8192
     """Token positions a session may have, at most; the model's own limit holds too."""
-    sessions_max: int = 8
-    """KV rows kept for sessions; one more session is told `Busy`."""
+    sessions_max: int = 64
+    """KV rows; one more session is told `Busy`."""
+    kv_positions: int = 64 * 1024
+    """KV budget: positions that all sessions and kept prefixes together may hold, as far as memory allows."""
     threads: int = 0
     """Threads of the runtime for one step; 0 = one a core that this process may use, 8 at most."""
 

@@ -47,17 +47,36 @@ def wall() -> float:
 
 
 class CountedStage(ToyStage):
-    """A toy stage that remembers which rows were given back, and whether it was closed."""
+    """A toy stage that remembers what was run, which rows were given back, and whether it was closed."""
 
-    def __init__(self, span: Span, rows: int = 4, layers: int = LAYERS, seed: int = 0) -> None:
-        super().__init__(span, layers, rows, CONTEXT_MAX, seed=seed)
+    def __init__(
+        self,
+        span: Span,
+        rows: int = 4,
+        layers: int = LAYERS,
+        seed: int = 0,
+        *,
+        context_max: int = CONTEXT_MAX,
+        kv_positions: int | None = None,
+    ) -> None:
+        super().__init__(span, layers, rows, context_max, seed=seed)
+        self.kv_positions = kv_positions or rows * context_max
+        self.taken: set[int] = set()
         self.released: list[int] = []
         self.steps = 0
+        self.positions = 0
+        self.batches: list[int] = []
         self.closed = 0
 
     def step(self, row: int, position: int, tokens: Ints, hidden: Floats | None, logits: int) -> Floats:
         self.steps += 1
+        self.positions += len(tokens)
+        self.taken.add(row)
         return super().step(row, position, tokens, hidden, logits)
+
+    def step_rows(self, rows: Sequence[int], positions: Sequence[int], tokens: Ints, hidden: Floats | None) -> Floats:
+        self.batches.append(len(rows))
+        return super().step_rows(rows, positions, tokens, hidden)
 
     def release(self, row: int) -> None:
         self.released.append(row)
@@ -134,7 +153,12 @@ class Chain:
     @property
     def rows_taken(self) -> list[int]:
         """At each stage, KV rows that are not free."""
-        return [stage.rows - worker.sessions_free for stage, worker in zip(self.stages, self.workers, strict=True)]
+        return [worker.sessions_open for worker in self.workers]
+
+    async def cut_off_client(self) -> None:
+        """Break every link of the client, and wait until all have noticed."""
+        self.network.disconnect(self.client.transport.peer)
+        await trio.sleep(0.1)
 
 
 @asynccontextmanager
@@ -143,11 +167,15 @@ async def open_chain(
     *,
     rows: int = 4,
     cost_s: float = 0.001,
+    context_max: int = CONTEXT_MAX,
+    kv_positions: int | None = None,
+    network: MemoryNetwork | None = None,
+    make: type[CountedStage] = CountedStage,
     link_settings: LinkSettings = LinkSettings(),  # noqa: B008 - frozen
     pipeline_settings: PipelineSettings = QUICK,
 ) -> AsyncIterator[Chain]:
     """A running chain of so many stages, or of these spans; a step of each stage takes `cost_s`."""
-    network = MemoryNetwork(random.Random(1))
+    network = network or MemoryNetwork(random.Random(1))
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(
             joined(network, 900, link_settings=link_settings, pipeline_settings=pipeline_settings)
@@ -155,7 +183,7 @@ async def open_chain(
         chain = Chain(network, client)
         for number, span in enumerate(cut(parts) if isinstance(parts, int) else parts):
             peer = await stack.enter_async_context(joined(network, number, link_settings=link_settings))
-            stage = CountedStage(span, rows)
+            stage = make(span, rows, context_max=context_max, kv_positions=kv_positions)
             worker = await stack.enter_async_context(serving(peer, stage, InlineExecutor(cost_s)))
             chain.peers.append(peer)
             chain.workers.append(worker)
@@ -166,9 +194,11 @@ async def open_chain(
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def generation(prompt: Sequence[int] = PROMPT, max_tokens: int = 16, *, run_ahead: bool = True) -> Generation:
+def generation(
+    prompt: Sequence[int] = PROMPT, max_tokens: int = 16, *, run_ahead: bool = True, context_max: int = CONTEXT_MAX
+) -> Generation:
     return Generation(
-        prompt, max_tokens=max_tokens, stop_tokens=(), context_max=CONTEXT_MAX, chunk=CHUNK, run_ahead=run_ahead
+        prompt, max_tokens=max_tokens, stop_tokens=(), context_max=context_max, chunk=CHUNK, run_ahead=run_ahead
     )
 
 
@@ -183,12 +213,17 @@ async def answer_of(
 
 
 async def alone(
-    sampling: Sampling = GREEDY, prompt: Sequence[int] = PROMPT, max_tokens: int = 16, seed: int = 0
+    sampling: Sampling = GREEDY,
+    prompt: Sequence[int] = PROMPT,
+    max_tokens: int = 16,
+    seed: int = 0,
+    context_max: int = CONTEXT_MAX,
 ) -> list[int]:
     """The token ids that one process with all layers answers."""
-    stage = CountedStage(WHOLE, 1, seed=seed)
+    stage = CountedStage(WHOLE, 1, seed=seed, context_max=context_max)
     session = LocalSession(stage, InlineExecutor(), sampling)
-    return (await answer_of(session, generation(prompt, max_tokens, run_ahead=False))).token_ids
+    asked = generation(prompt, max_tokens, run_ahead=False, context_max=context_max)
+    return (await answer_of(session, asked)).token_ids
 
 
 # ── messages, one by one ─────────────────────────────────────────────────────────────────────────────────

@@ -11,7 +11,8 @@ from p2pgrid.errors import NoRoute, PeerError
 from p2pgrid.node.answer import generate
 from p2pgrid.node.client import ModelDescription, open_session
 from p2pgrid.node.peer import Peer
-from p2pgrid.wire.messages import Hop, Sampling
+from p2pgrid.services.pipeline import Terms
+from p2pgrid.wire.messages import Hop
 
 
 @dataclass
@@ -61,7 +62,8 @@ async def hear(
         run_ahead=True,
     )
     try:
-        async with open_session(peer, model.id, model.manifest.layers, Sampling()) as session:
+        terms = Terms(positions=len(prompt) + max_tokens)
+        async with open_session(peer, model.id, model.manifest.layers, terms) as session:
             heard.route = session.route
             await generate(session, generation, text=TextStream(()), bytes_of=count, show=lambda piece: None)
     except (PeerError, NoRoute) as error:

@@ -15,9 +15,9 @@ from p2pgrid.bench.systems import Timed
 from p2pgrid.node.client import ModelDescription, open_session, wait_for_route
 from p2pgrid.node.peer import Peer
 from p2pgrid.node.wiring import describe_model, model_store, open_network
+from p2pgrid.services.pipeline import Terms
 from p2pgrid.settings import StageSettings
 from p2pgrid.swarm.local_swarm import LocalSwarm, open_local_swarm
-from p2pgrid.wire.messages import Sampling
 
 
 @dataclass
@@ -34,8 +34,8 @@ class SwarmSystem:
         """See `System.ask`; opening the session counts. Raises NoRoute, Overloaded, PeerUnavailable, PeerMisbehaved."""
         asked_at = trio.current_time()
         manifest = self.model.manifest
-        opening = open_session(self.peer, self.model.id, manifest.layers, Sampling(), relayed=self.relayed)
-        async with opening as session:
+        terms = Terms(positions=len(prompt_ids) + max_tokens, relayed=self.relayed)
+        async with open_session(self.peer, self.model.id, manifest.layers, terms) as session:
             opened_s = trio.current_time() - asked_at
             answer = await answer_whole(
                 session,

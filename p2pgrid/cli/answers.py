@@ -35,6 +35,7 @@ def answer_document(answer: Answer) -> dict[str, Any]:
         "text": answer.text,
         "token_ids": answer.token_ids,
         "prompt_tokens": answer.prompt_tokens,
+        "cached_tokens": answer.cached_tokens,
         "completion_tokens": len(answer.token_ids),
         "finish_reason": answer.finish_reason,
         "ttft_s": round(answer.ttft_s, 6),

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from p2pgrid.cli.answers import answer_document, local_engine, summary
 from p2pgrid.cli.console import print_json, say
 from p2pgrid.cli.joining import joining
-from p2pgrid.cli.options import DEFAULT_MODEL, Bootstrap, Json, Local, Model
+from p2pgrid.cli.options import DEFAULT_MODEL, Bootstrap, Exact, Json, Local, Model, Wire
 from p2pgrid.cli.running import run_async
 from p2pgrid.errors import BadInput
 from p2pgrid.node.answer import Answer
@@ -32,13 +32,17 @@ def generate(
     top_k: Annotated[int, Parameter(help="0 = all.")] = 0,
     seed: int = 0,
     stop: Annotated[list[str] | None, Parameter(negative=(), help="End before this text; several are fine.")] = None,
+    exact: Exact = False,
+    wire: Wire = "fp32",
     json: Json = False,
 ) -> None:
     """Ask a model, and stream its answer.
 
     Example: p2pgrid generate --bootstrap /ip4/127.0.0.1/tcp/4001/p2p/12D3Koo… "What is the capital of France?"
     """
-    request = Request(prompt, raw, max_tokens, sampling_of(temperature, top_p, top_k, seed), tuple(stop or ()))
+    request = Request(
+        prompt, raw, max_tokens, sampling_of(temperature, top_p, top_k, seed), tuple(stop or ()), wire=wire, exact=exact
+    )
 
     def show(piece: str) -> None:
         if not json:

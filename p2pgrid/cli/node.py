@@ -24,6 +24,7 @@ from p2pgrid.cli.running import run_async, until_told_to_stop
 from p2pgrid.cli.values import parse_layers, parse_size
 from p2pgrid.engine.executor import LaneExecutor
 from p2pgrid.engine.stage import Stage
+from p2pgrid.engine.turns import Turns
 from p2pgrid.errors import BadInput
 from p2pgrid.ids import Span
 from p2pgrid.node.node import Node, Phase, Serving
@@ -41,6 +42,7 @@ from p2pgrid.node.wiring import (
 )
 from p2pgrid.services.blobs import BlobServer
 from p2pgrid.settings import StageSettings
+from p2pgrid.trace import open_trace
 
 
 def node(
@@ -52,6 +54,14 @@ def node(
     listen: Listen = None,
     announce: Announce = None,
     memory: Annotated[str | None, Parameter(help="At most this, like 2GiB. Default: half of what is free.")] = None,
+    kv_positions: Annotated[
+        int, Parameter(help="Most token positions that all sessions together may hold.")
+    ] = StageSettings().kv_positions,
+    threads: Annotated[int, Parameter(help="Threads for one step; 0 = one a core.")] = 0,
+    turns: Annotated[
+        Path | None, Parameter(help="Compute in turns with the nodes of this machine that name the same folder.")
+    ] = None,
+    trace: Annotated[Path | None, Parameter(help="Write down when each step came, ran and left (JSON lines).")] = None,
     ephemeral: Ephemeral = False,
     state: StateFile = None,
     until_stdin_closes: UntilStdinCloses = False,
@@ -65,11 +75,14 @@ def node(
     memory_bytes = None if memory is None else parse_size(memory)
     if span_max is not None and span_max < 1:
         raise BadInput(f"--span-max {span_max}: a node takes at least one layer")
+    if kv_positions < 1 or threads < 0:
+        raise BadInput("--kv-positions takes 1 or more, --threads 0 (one a core) or more")
+    wanted = StageSettings(kv_positions=kv_positions, threads=threads)
 
     async def main() -> None:
         store = model_store()
         description = await describe_model(store, model)
-        most, settings_for = fit_memory(description.manifest, memory_bytes, span, span_max, StageSettings())
+        most, settings_for = fit_memory(description.manifest, memory_bytes, span, span_max, wanted)
         serving = Serving(description.id, model, description.manifest.layers, span, most)
 
         async def make_stage(chosen: Span) -> Stage:
@@ -77,12 +90,14 @@ def node(
                 return await build_stage(store, description, chosen, settings_for(chosen), advance)
 
         peers = joining(bootstrap)
-        with own_identity("node", ephemeral=ephemeral) as identity:
+        with own_identity("node", ephemeral=ephemeral) as identity, open_trace(trace) as tracer:
             listening = listen or [listen_for(peers)]
-            async with open_node_network(peers, identity, listening, announce=announce or ()) as peer:
+            network = open_node_network(peers, identity, listening, announce=announce or (), tracer=tracer)
+            async with network as peer:
                 BlobServer(peer.transport, public_blobs(description))
                 on_phase = partial(_tell, peer, model, state, json)
-                await _live(Node(peer, serving, make_stage, LaneExecutor(), on_phase), until_stdin_closes)
+                executor = LaneExecutor(None if turns is None else Turns(turns))
+                await _live(Node(peer, serving, make_stage, executor, on_phase), until_stdin_closes)
 
     run_async(main)
 

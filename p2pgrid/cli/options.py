@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -41,3 +41,11 @@ Ephemeral = Annotated[
     bool, Parameter("--ephemeral", negative=(), help="Use a new identity that is forgotten at the end.")
 ]
 Local = Annotated[bool, Parameter("--local", negative=(), help="Run the whole model in this process, no network.")]
+Exact = Annotated[
+    bool,
+    Parameter("--exact", negative=(), help="Compute each token before the next one is begun: no speculative decoding."),
+]
+Wire = Annotated[
+    Literal["fp32", "fp16", "int8", "auto"],
+    Parameter("--wire", help="How stages send each other hidden states; auto = by what each link carries."),
+]

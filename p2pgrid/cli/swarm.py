@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from p2pgrid.cli.answers import answer_document, summary
 from p2pgrid.cli.console import print_json, progress_bar, say
 from p2pgrid.cli.generate import sampling_of
-from p2pgrid.cli.options import DEFAULT_MODEL, Json, Model
+from p2pgrid.cli.options import DEFAULT_MODEL, Exact, Json, Model, Wire
 from p2pgrid.cli.running import run_async, until_told_to_stop
 from p2pgrid.errors import BadInput
 from p2pgrid.node.answer import Answer
@@ -36,6 +36,8 @@ def swarm(
     top_k: Annotated[int, Parameter(help="0 = all.")] = 0,
     seed: int = 0,
     stop: Annotated[list[str] | None, Parameter(negative=(), help="End before this text; several are fine.")] = None,
+    exact: Exact = False,
+    wire: Wire = "fp32",
     keep: Annotated[bool, Parameter(negative=(), help="Leave the swarm up until Ctrl-C.")] = False,
     state: Annotated[Path | None, Parameter(help="Keep a JSON file with the processes, addresses and layers.")] = None,
     json: Json = False,
@@ -47,7 +49,11 @@ def swarm(
     Example: p2pgrid swarm --nodes 3 --prompt "What is the capital of France?"
     """
     sampling = sampling_of(temperature, top_p, top_k, seed)
-    request = None if prompt is None else Request(prompt, raw, max_tokens, sampling, tuple(stop or ()))
+    request = (
+        None
+        if prompt is None
+        else Request(prompt, raw, max_tokens, sampling, tuple(stop or ()), wire=wire, exact=exact)
+    )
     if request is None and not keep:
         raise BadInput('nothing to do: give --prompt "…", or --keep to leave the swarm up')
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from p2pgrid.core.prefix import reusable
 from p2pgrid.errors import BadInput, PeerMisbehaved
 
 FinishReason = Literal["stop", "length"]
@@ -90,17 +91,23 @@ class Generation:
         self._until = len(prompt) + self._tokens_max - 1 if run_ahead else 0
 
     @property
+    def positions(self) -> int:
+        """How many positions the whole answer may take."""
+        return len(self.prompt) + self._tokens_max
+
+    @property
     def next_position(self) -> int:
         return len(self.prompt) + len(self.tokens)
 
-    def start(self) -> list[Action]:
+    def start(self, cached: int = 0) -> list[Action]:
         """The prompt's steps: chunks that ask for nothing, then the last token in a step of its own.
 
-        So each token of an answer, the first one too, is sampled from a step of one position, whose kernel rounds
-        differently from that of a longer step.
+        The first `cached` positions are held by every stage already. Each token of an answer, the first one too, is
+        sampled from a step of one position, whose kernel rounds differently from that of a longer step.
         """
         last = len(self.prompt) - 1
-        cuts = chunks(last, self._chunk)
+        begin = reusable(len(self.prompt), cached)
+        cuts = [(begin + a, begin + b) for a, b in chunks(last - begin, self._chunk)]
         prefill: list[Action] = [SendStep(a, self.prompt[a:b], "nothing") for a, b in cuts]
         return [*prefill, SendStep(last, self.prompt[last:], "token", self._until)]
 

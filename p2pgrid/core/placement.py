@@ -85,12 +85,16 @@ def layers_that_fit(manifest: Manifest, memory_bytes: int, context_max: int) -> 
     return max(0, min(room // each, manifest.layers))
 
 
-def rows_that_fit(manifest: Manifest, span: Span, memory_bytes: int, context_max: int, rows_max: int) -> int:
-    """How many full sessions fit beside the weights of `span`; at least 1, at most `rows_max`."""
+def positions_that_fit(manifest: Manifest, span: Span, memory_bytes: int, context_max: int, positions_max: int) -> int:
+    """How many positions of all sessions together fit beside the weights of `span`, at most `positions_max`.
+
+    One full session is taken to fit: `layers_that_fit` has seen to that.
+    """
     has_end = span.start == 0 or span.stop == manifest.layers
     weights = layer_bytes(manifest) * len(span) + (_ends_bytes(manifest) if has_end else 0)
     room = memory_bytes - RUNTIME_BYTES - int(weights * WEIGHTS_OVERHEAD)
-    return max(1, min(rows_max, room // kv_row_bytes(manifest, len(span), context_max)))
+    fitting = room // kv_row_bytes(manifest, len(span), 1)
+    return min(positions_max, max(context_max, fitting))
 
 
 def _ends_bytes(manifest: Manifest) -> int:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from p2pgrid.core.speculation import Drafter
 from p2pgrid.errors import PeerMisbehaved
-from p2pgrid.ids import PeerId, Span
+from p2pgrid.ids import PeerId, SessionId, Span
 from p2pgrid.wire.messages import Hop, Open
 
 
@@ -24,7 +25,7 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Ignore:
-    """A step of an earlier epoch: its route is gone."""
+    """A step of an earlier epoch, whose route is gone, or a draft that was guessed wrong."""
 
 
 Decision = Run | Refuse | Ignore
@@ -40,11 +41,17 @@ class StageSession:
     def __init__(self, client: PeerId, opening: Open, context_max: int) -> None:
         self.client = client
         self.opening = opening
-        self.context_max = context_max
+        self.context_max = min(context_max, opening.positions or context_max)
         self.length = 0
+        self.prefilled: list[int] = []
+        """The tokens of the row's beginning that was computed in steps of several positions. Such rows hold the same
+        bits however the steps were cut, so other sessions may go on from them; those of one-position steps do not."""
+        drafts = self.hop == 0 and len(opening.route) > 1 and not (opening.relayed or opening.exact)
+        self.drafter = Drafter(len(opening.route)) if drafts else None
+        self._drawn: tuple[int, int] | None = None
 
     @property
-    def id(self) -> str:
+    def id(self) -> SessionId:
         return self.opening.session
 
     @property
@@ -75,23 +82,37 @@ class StageSession:
             return peer == self.client
         return peer == self.opening.route[self.hop - 1].peer or (self.hop == 0 and peer == self.client)
 
-    def on_step(self, epoch: int, position: int, count: int) -> Decision:
-        """What to do with a step of `count` positions. Raises PeerMisbehaved past the context's end."""
+    def hold(self, tokens: Sequence[int]) -> None:
+        """The row begins with these positions already, as steps of several positions compute them."""
+        self.prefilled = list(tokens)
+        self.length = len(self.prefilled)
+        if self.drafter is not None:
+            self.drafter.saw(0, self.prefilled)
+
+    def on_step(self, epoch: int, position: int, tokens: Sequence[int], *, draft: bool = False) -> Decision:
+        """What to do with a step of `tokens`. Raises PeerMisbehaved past the end of what the session may hold."""
         if epoch != self.epoch:
             return Ignore()
-        if position + count > self.context_max:
+        if draft and (position > self.length or (self.is_last and self._drawn != (position, *tokens))):
+            return Ignore()
+        if position + len(tokens) > self.context_max:
             raise PeerMisbehaved(
-                f"a step up to position {position + count}, and the context here holds {self.context_max}"
+                f"a step up to position {position + len(tokens)}, and this session has room for {self.context_max}"
             )
         return Run(position) if position <= self.length else Refuse(self.length)
 
-    def computed(self, position: int, count: int) -> None:
+    def computed(self, position: int, tokens: Sequence[int]) -> None:
         """The row now ends behind this step."""
-        self.length = position + count
+        self.length = position + len(tokens)
+        self._drawn = None
+        if position <= len(self.prefilled):
+            self.prefilled[position:] = tokens if len(tokens) > 1 else ()
 
     def feeds_on(self, position: int, token: int, until: int) -> bool:
-        """Whether the last stage feeds the token sampled for `position` to stage 0 without asking the client."""
-        return position < until and token not in self.opening.stop_tokens and not self.opening.relayed
+        """Whether the last stage feeds the token drawn for `position` to stage 0 without asking the client."""
+        feeds = position < until and token not in self.opening.stop_tokens and not self.opening.relayed
+        self._drawn = (position, token) if feeds else None
+        return feeds
 
 
 def check_route(opening: Open, own_peer: PeerId, own_span: Span, layers: int) -> None:

@@ -1,9 +1,12 @@
 """The one place where computation meets threads, and its stand-in for simulations."""
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TypeVar
 
 import trio
+
+from p2pgrid.engine.turns import Turns
 
 T = TypeVar("T")
 
@@ -11,8 +14,14 @@ T = TypeVar("T")
 class LaneExecutor:
     """One lane: work runs in a worker thread, one piece at a time, first come first served."""
 
-    def __init__(self) -> None:
+    def __init__(self, turns: Turns | None = None) -> None:
+        """`turns` are those of the stages on this machine, if there are several."""
         self._lane = trio.CapacityLimiter(1)
+        self._turns = turns
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """See `engine.stage.Executor`."""
+        return nullcontext() if self._turns is None else self._turns.take()
 
     async def run(self, work: Callable[[], T]) -> T:
         """See `engine.stage.Executor`.
@@ -29,6 +38,10 @@ class InlineExecutor:
     def __init__(self, cost_s: float | Callable[[], float] = 0.0) -> None:
         self._cost_s = cost_s
         self._lane = trio.StrictFIFOLock()
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """See `engine.stage.Executor`."""
+        return nullcontext()
 
     async def run(self, work: Callable[[], T]) -> T:
         """See `engine.stage.Executor`; cancellation is as in `LaneExecutor`."""

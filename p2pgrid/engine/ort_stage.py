@@ -73,7 +73,7 @@ def open_stage(
     except (OSError, *FAILURES) as error:
         raise LocalFault(f"cannot open layers {span} of {path}: {one_line(error)}") from error
     trim_heap()
-    return OrtStage(manifest, span, context_max, session, slabs)
+    return OrtStage(manifest, span, context_max, settings.kv_positions, session, slabs)
 
 
 def _kept_session(folder: Path, key: str, build: Build, threads: int) -> onnxruntime.InferenceSession | None:
@@ -97,6 +97,7 @@ class OrtStage:
         manifest: Manifest,
         span: Span,
         context_max: int,
+        kv_positions: int,
         session: onnxruntime.InferenceSession,
         slabs: KvSlabs,
     ) -> None:
@@ -106,6 +107,7 @@ class OrtStage:
         self.vocab = manifest.vocab
         self.rows = slabs.rows
         self.context_max = context_max
+        self.kv_positions = kv_positions
         self.position_bytes = slabs.position_bytes
         self._first = span.start == 0
         self._last = span.stop == manifest.layers

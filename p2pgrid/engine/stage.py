@@ -1,6 +1,7 @@
 """The port to computation: a span of layers that can be stepped, and the one place where it runs."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
@@ -27,6 +28,8 @@ class Stage(Protocol):
     vocab: int
     rows: int
     context_max: int
+    kv_positions: int
+    """KV budget: positions that all rows together may hold."""
     position_bytes: int
     """Memory of one position of one row."""
 
@@ -69,3 +72,6 @@ class Executor(Protocol):
 
     async def run(self, work: Callable[[], T]) -> T:
         """The result of `work()`. A cancelled caller still waits until the work has really stopped."""
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """Our turn to compute, where stages of one machine take turns. Whoever chooses what to run does so in it."""

@@ -46,6 +46,7 @@ class ToyStage:
         self.vocab = vocab
         self.rows = rows
         self.context_max = context_max
+        self.kv_positions = rows * context_max
         self.position_bytes = len(span) * hidden
         self._layers = [_Layer(seed, layer, hidden) for layer in range(span.start, span.stop)]
         ends = np.random.default_rng((seed, 2**31))

@@ -77,6 +77,11 @@ class MemoryNetwork:
         if node is not None:
             node.break_streams()
 
+    def disconnect(self, peer: PeerId) -> None:
+        """The peer's streams break at once; it can dial and be dialled again."""
+        if peer in self._nodes:
+            self._nodes[peer].break_streams()
+
     def freeze(self, peer: PeerId, frozen: bool) -> None:
         """Hold (or let go again) all bytes to and from `peer`; nobody is told."""
         if frozen:

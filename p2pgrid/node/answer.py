@@ -8,6 +8,7 @@ import numpy as np
 import trio
 
 from p2pgrid.core.generation import Action, Emit, Finish, Generation, SendStep, chunks
+from p2pgrid.core.prefix import reusable
 from p2pgrid.core.text import TextStream
 from p2pgrid.errors import BadInput, PeerMisbehaved
 from p2pgrid.wire.messages import Hop, Scores, Token
@@ -19,6 +20,10 @@ class Session(Protocol):
     @property
     def route(self) -> tuple[Hop, ...]: ...
 
+    @property
+    def cached(self) -> int:
+        """Positions of the prompt that need not be computed."""
+
     async def send(self, step: SendStep) -> None: ...
 
     async def receive(self) -> Token | Scores: ...
@@ -29,6 +34,8 @@ class Answer:
     """A finished generation. Times in seconds of the run loop's clock, from the first step sent."""
 
     prompt_tokens: int
+    cached_tokens: int = 0
+    """Of the prompt, not computed again."""
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: str = ""
@@ -76,14 +83,14 @@ async def generate(
     Raises what the session raises; what was shown until then stays shown.
     """
     started_s = trio.current_time()
-    answer = Answer(len(generation.prompt), route=session.route)
+    answer = Answer(len(generation.prompt), reusable(len(generation.prompt), session.cached), route=session.route)
 
     def out(piece: str) -> None:
         if piece:
             answer.text += piece
             show(piece)
 
-    pending = list(generation.start())
+    pending = list(generation.start(session.cached))
     while True:
         for action in pending:
             match action:

@@ -1,6 +1,6 @@
 """A client's request over the swarm: find the model's description, find a route, open it, try another one."""
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -13,9 +13,9 @@ from p2pgrid.errors import NoRoute, Overloaded, PeerUnavailable
 from p2pgrid.ids import ModelId, PeerId
 from p2pgrid.node.peer import Peer
 from p2pgrid.services.blobs import fetch_blob
-from p2pgrid.services.pipeline import PipelineSession
+from p2pgrid.services.pipeline import PipelineSession, Terms
 from p2pgrid.wire.manifest import Manifest, TokenizerData, manifest_from_bytes
-from p2pgrid.wire.messages import Contact, Hop, Sampling
+from p2pgrid.wire.messages import Contact, Hop
 
 log = structlog.get_logger()
 
@@ -76,14 +76,10 @@ async def open_session(
     peer: Peer,
     model: ModelId,
     layers: int,
-    sampling: Sampling,
-    stop_tokens: Sequence[int] = (),
-    *,
-    relayed: bool = False,
+    terms: Terms = Terms(),  # noqa: B008 - frozen
 ) -> AsyncIterator[PipelineSession]:
     """A session on the best route that opens: lost peers are left out, busy ones are asked again later.
 
-    With `relayed` the stages do not talk to each other but through this client, one round trip a stage.
     Raises NoRoute, or what the last route said when the settings' patience is over.
     """
     async with AsyncExitStack() as stack:
@@ -92,13 +88,13 @@ async def open_session(
         give_up_at_s = trio.current_time() + peer.settings.open_patience_s
         while True:
             adverts = peer.view.adverts(model)
-            spread_ms = {advert.peer: peer.rng.uniform(0, SPREAD_MS) for advert in adverts}
+            spread_ms = {advert.peer: peer.spread(advert.peer, terms.cache_scope) * SPREAD_MS for advert in adverts}
             try:
                 route = find_route(adverts, layers, lost | busy, spread_ms)
             except NoRoute:
                 route = await wait_for_route(peer, model, layers, lost)
             try:
-                opening = peer.pipeline.open(model, route, sampling, stop_tokens, relayed=relayed)
+                opening = peer.pipeline.open(model, route, terms)
                 session = await stack.enter_async_context(opening)
                 break
             except (PeerUnavailable, Overloaded) as error:

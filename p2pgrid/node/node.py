@@ -133,7 +133,9 @@ class Node:
         self._enter("testing")
         self._step_ms = await prove_stage(stage, self._executor)
         transport = self._peer.transport
-        worker = Worker(self._serving.model, stage, self._executor, self._peer.links, transport.peer)
+        worker = Worker(
+            self._serving.model, stage, self._executor, self._peer.links, transport.peer, tracer=self._peer.tracer
+        )
         await tasks.start(worker.run)
         self._peer.worker = worker
         return worker

@@ -1,5 +1,6 @@
 """What every participant is made of, node or client: links, a view of the swarm, discovery, a pipeline."""
 
+import hashlib
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from p2pgrid.services.discovery import Discovery
 from p2pgrid.services.pipeline import Pipeline
 from p2pgrid.services.worker import Worker
 from p2pgrid.settings import DiscoverySettings, LinkSettings, PipelineSettings
+from p2pgrid.trace import NO_TRACE, Tracer
 from p2pgrid.wire.messages import Close, Open, Step
 from p2pgrid.wire.signing import Identity
 
@@ -30,11 +32,20 @@ class Peer:
     pipeline: Pipeline
     settings: PipelineSettings
     rng: random.Random
+    tracer: Tracer = NO_TRACE
     worker: Worker | None = None
 
     @property
     def view(self) -> SwarmView:
         return self.discovery.view
+
+    def spread(self, other: PeerId, scope: str) -> float:
+        """A figure from 0 to 1 by which we choose between peers that are equally good.
+
+        For a scope it is the same every time, so that its prompts meet the caches where they are.
+        """
+        digest = hashlib.blake2b(f"{self.transport.peer} {scope} {other}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") / 2**64
 
     async def on_message(self, delivery: Delivery) -> None:
         """Steps of other people's sessions go to the stage, what belongs to our own to the pipeline."""
@@ -64,6 +75,7 @@ async def open_peer(
     link_settings: LinkSettings = LinkSettings(),  # noqa: B008 - frozen
     discovery_settings: DiscoverySettings = DiscoverySettings(),  # noqa: B008 - frozen
     pipeline_settings: PipelineSettings = PipelineSettings(),  # noqa: B008 - frozen
+    tracer: Tracer = NO_TRACE,
 ) -> AsyncIterator[Peer]:
     """A participant on `transport`, its services running until the context ends.
 
@@ -76,10 +88,10 @@ async def open_peer(
     def on_lost(lost: PeerId, reason: str) -> None:
         peer.on_lost(lost, reason)
 
-    links = Links(transport, link_settings, on_message=on_message, on_lost=on_lost)
+    links = Links(transport, link_settings, on_message=on_message, on_lost=on_lost, tracer=tracer)
     discovery = Discovery(transport, SwarmView(), discovery_settings, identity=identity, wall=wall, rng=rng)
     pipeline = Pipeline(links, pipeline_settings, lambda: SessionId(f"{rng.getrandbits(128):032x}"))
-    peer = Peer(transport, links, discovery, pipeline, pipeline_settings, rng)
+    peer = Peer(transport, links, discovery, pipeline, pipeline_settings, rng, tracer)
     async with trio.open_nursery() as tasks:
         await tasks.start(links.run)
         await tasks.start(discovery.run)

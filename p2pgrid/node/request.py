@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from p2pgrid.core.generation import Generation
 from p2pgrid.core.text import TextStream
@@ -11,6 +12,7 @@ from p2pgrid.node.answer import Answer, ScoredText, Session, generate, score
 from p2pgrid.node.client import ModelDescription, open_session
 from p2pgrid.node.peer import Peer
 from p2pgrid.services.local import LocalSession
+from p2pgrid.services.pipeline import Terms
 from p2pgrid.settings import PipelineSettings, StageSettings
 from p2pgrid.wire.messages import Sampling
 
@@ -27,6 +29,11 @@ class Request:
     max_tokens: int = 256
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
+    cache_scope: str = ""
+    """Prompts are looked for, and kept, among those of requests with the same scope."""
+    wire: Literal["fp32", "fp16", "int8", "auto"] = "fp32"
+    exact: bool = False
+    """No drafts: every token is computed before the next one is begun."""
 
 
 class Asker:
@@ -52,7 +59,16 @@ class Asker:
         """Raises BadInput, NoRoute, Overloaded, PeerUnavailable, PeerMisbehaved."""
         generation = self._generation(request, run_ahead=True)
         layers = self._model.manifest.layers
-        async with open_session(peer, self._model.id, layers, request.sampling, self._tokenizer.stops) as session:
+        terms = Terms(
+            sampling=request.sampling,
+            stop_tokens=tuple(self._tokenizer.stops),
+            prompt=generation.prompt,
+            positions=generation.positions,
+            cache_scope=request.cache_scope,
+            wire=request.wire,
+            exact=request.exact,
+        )
+        async with open_session(peer, self._model.id, layers, terms) as session:
             return await self._generate(session, generation, request, show)
 
     async def locally(self, stage: Stage, executor: Executor, request: Request, show: Show) -> Answer:
@@ -64,7 +80,8 @@ class Asker:
     async def score_over_swarm(self, peer: Peer, text: str) -> ScoredText:
         """Teacher-forced scores of `text`. Raises as `over_swarm`."""
         ids = self._tokenizer.prompt(text)
-        async with open_session(peer, self._model.id, self._model.manifest.layers, Sampling()) as session:
+        terms = Terms(positions=len(ids))
+        async with open_session(peer, self._model.id, self._model.manifest.layers, terms) as session:
             return await score(session, ids, context_max=self._context_max, chunk=self._chunk)
 
     async def score_locally(self, stage: Stage, executor: Executor, text: str) -> ScoredText:

@@ -10,11 +10,12 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
+import msgspec
 import psutil
 import trio
 
 import p2pgrid
-from p2pgrid.core.placement import layers_that_fit, rows_that_fit
+from p2pgrid.core.placement import layers_that_fit, positions_that_fit
 from p2pgrid.engine.ort_stage import OrtStage, open_stage
 from p2pgrid.errors import BadInput
 from p2pgrid.ids import ModelId, Span
@@ -27,6 +28,7 @@ from p2pgrid.storage.catalogue import catalogue
 from p2pgrid.storage.identity import claim_identity, ephemeral_identity
 from p2pgrid.storage.models import ModelStore
 from p2pgrid.storage.paths import data_dir
+from p2pgrid.trace import NO_TRACE, Tracer
 from p2pgrid.wire.manifest import Manifest
 from p2pgrid.wire.signing import Identity
 
@@ -78,6 +80,7 @@ async def open_node_network(
     *,
     serves: bool = True,
     announce: Sequence[str] = (),
+    tracer: Tracer = NO_TRACE,
 ) -> AsyncIterator[Peer]:
     """A participant of the real network; without any bootstrap peer it looks on the local network by mDNS.
 
@@ -87,7 +90,7 @@ async def open_node_network(
     """
     async with (
         open_libp2p(identity, listen, bootstrap, dht_server=serves, mdns=not bootstrap, announce=announce) as transport,
-        open_peer(transport, identity, wall=time.time, rng=random.Random(secrets.randbits(64))) as peer,
+        open_peer(transport, identity, wall=time.time, rng=random.Random(secrets.randbits(64)), tracer=tracer) as peer,
     ):
         yield peer
 
@@ -162,7 +165,7 @@ def fit_memory(
         )
 
     def settings_for(chosen: Span) -> StageSettings:
-        rows = rows_that_fit(manifest, chosen, memory_bytes, context_max, settings.sessions_max)
-        return StageSettings(context_max=context_max, sessions_max=rows, threads=settings.threads)
+        positions = positions_that_fit(manifest, chosen, memory_bytes, context_max, settings.kv_positions)
+        return msgspec.structs.replace(settings, context_max=context_max, kv_positions=positions)
 
     return min(fitting, span_max or fitting), settings_for

@@ -18,6 +18,7 @@ class LocalSession:
     """A session on row 0 of a stage that holds every layer; the twin of `PipelineSession`."""
 
     route: tuple[Hop, ...] = ()
+    cached = 0
 
     def __init__(self, stage: Stage, executor: Executor, sampling: Sampling) -> None:
         self._stage = stage

@@ -2,11 +2,14 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Literal
 
 import structlog
 import trio
 
 from p2pgrid.core.generation import SendStep
+from p2pgrid.core.prefix import block_keys, join_keys
 from p2pgrid.errors import Overloaded, PeerError, PeerMisbehaved, PeerUnavailable
 from p2pgrid.ids import ModelId, PeerId, SessionId
 from p2pgrid.net.links import Delivery, Links
@@ -33,6 +36,21 @@ Answer = Token | Scores
 CLOSE_S_MAX = 0.5
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What a client asks of every stage of a session; see the fields of `Open`."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    stop_tokens: tuple[int, ...] = ()
+    prompt: Sequence[int] = ()
+    """What stages still hold of it need not be computed again; empty = compute everything."""
+    positions: int = 0
+    cache_scope: str = ""
+    wire: Literal["fp32", "fp16", "int8", "auto"] = "fp32"
+    exact: bool = False
+    relayed: bool = False
+
+
 class PipelineSession:
     """A session that is open on every stage of `route`. Made by `Pipeline.open`, ended by its context."""
 
@@ -45,11 +63,16 @@ class PipelineSession:
         self.epoch = 0
         self._links = links
         self._token_s_max = token_s_max
-        self._opened: set[int] = set()
+        self._opened: dict[int, int] = {}
         self._all_opened = trio.Event()
         self._failure: PeerError | None = None
         # Bounded by what was asked for: one answer a step or granted position.
         self._push, self._answers = trio.open_memory_channel[Answer](float("inf"))
+
+    @property
+    def cached(self) -> int:
+        """Positions of the prompt that every stage holds already."""
+        return min(self._opened.values(), default=0)
 
     async def send(self, step: SendStep) -> None:
         """To stage 0. Raises what ended the session: PeerUnavailable, PeerMisbehaved."""
@@ -109,20 +132,20 @@ class PipelineSession:
                     return
         where = self.name(message.hop)
         match message:
-            case Opened():
-                self._opened.add(message.hop)
+            case Opened(cached=cached):
+                self._opened[message.hop] = cached
                 if len(self._opened) == len(self.route):
                     self._all_opened.set()
             case OutOfSync(length=length):
                 self.fail(PeerMisbehaved(f"{where} is out of step: it holds {length} positions", peer))
             case Busy(retry_after_s=after):
-                self.fail(Overloaded(f"{where} has no room now; try again in {after:.0f} s", after, peer))
+                self.fail(Overloaded(f"{where} has no room now; try again in {after:.1f} s", after, peer))
             case Failed(reason=reason):
                 self.fail(PeerUnavailable(f"{where} ended the answer: {reason}", peer))
 
     def not_open(self) -> int:
         """The first hop that has not said `Opened`, or 0 when the last one said it just now."""
-        return min(set(range(len(self.route))) - self._opened, default=0)
+        return min(set(range(len(self.route))) - self._opened.keys(), default=0)
 
     def name(self, hop: int) -> str:
         stage = self.route[hop]
@@ -144,25 +167,19 @@ class Pipeline:
 
     @asynccontextmanager
     async def open(
-        self,
-        model: ModelId,
-        route: tuple[Hop, ...],
-        sampling: Sampling,
-        stop_tokens: Sequence[int],
-        *,
-        relayed: bool = False,
+        self, model: ModelId, route: tuple[Hop, ...], terms: Terms = Terms()
     ) -> AsyncIterator[PipelineSession]:
         """A session on every stage of `route`; closed there on every exit.
 
-        With `relayed` every result comes here and is sent on from here, for stages that cannot reach each other.
+        When `relayed`, every result comes here and is sent on from here, for stages that cannot reach each other.
         Raises PeerUnavailable, PeerMisbehaved or Overloaded, each naming the peer to avoid.
         """
         session_id = self._new_session_id()
-        session = PipelineSession(self._links, session_id, route, self._settings.token_s_max, relayed=relayed)
+        session = PipelineSession(self._links, session_id, route, self._settings.token_s_max, relayed=terms.relayed)
         self._sessions[session.id] = session
         try:
             with trio.move_on_after(self._settings.open_s_max) as deadline:
-                await self._open_all(session, model, sampling, tuple(stop_tokens))
+                await self._open_all(session, model, terms)
             if deadline.cancelled_caught:
                 late = session.not_open()
                 raise PeerUnavailable(
@@ -204,14 +221,27 @@ class Pipeline:
                 if stage.peer == peer:
                     session.fail(PeerUnavailable(f"{session.name(hop)} was lost: {reason}", peer))
 
-    async def _open_all(
-        self, session: PipelineSession, model: ModelId, sampling: Sampling, stop_tokens: tuple[int, ...]
-    ) -> None:
+    async def _open_all(self, session: PipelineSession, model: ModelId, terms: Terms) -> None:
+        prefix = join_keys(block_keys(terms.prompt[:-1]))  # the last token always runs
+
         async def open_one(hop: int, stage: Hop) -> None:
             try:
                 await self._links.connect(Contact(stage.peer, stage.addresses))
-                route, relayed = session.route, session.relayed
-                opening = Open(session.id, session.epoch, model, route, hop, sampling, stop_tokens, relayed)
+                opening = Open(
+                    session.id,
+                    session.epoch,
+                    model,
+                    session.route,
+                    hop,
+                    terms.sampling,
+                    terms.stop_tokens,
+                    terms.relayed,
+                    terms.positions,
+                    prefix,
+                    terms.cache_scope,
+                    terms.wire,
+                    terms.exact,
+                )
                 await self._links.send(stage.peer, opening)
             except PeerUnavailable as error:
                 session.fail(PeerUnavailable(f"{session.name(hop)} cannot be reached: {error}", stage.peer))

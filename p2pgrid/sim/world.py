@@ -21,6 +21,7 @@ from p2pgrid.node.client import open_session
 from p2pgrid.node.node import Node, Phase, Serving
 from p2pgrid.node.peer import Peer, open_peer
 from p2pgrid.services.local import LocalSession
+from p2pgrid.services.pipeline import Terms
 from p2pgrid.sim.faults import Fault, Freeze, Kill, Leave
 from p2pgrid.sim.seeded import run_seeded
 from p2pgrid.wire.messages import Sampling
@@ -179,7 +180,7 @@ class World:
             return b""
 
         try:
-            async with open_session(peer, MODEL, plan.layers, sampling) as session:
+            async with open_session(peer, MODEL, plan.layers, Terms(sampling)) as session:
                 generation = _generation(prompt, plan, True)
                 await generate(session, generation, text=TextStream(), bytes_of=show_token, show=_ignore)
         except P2pgridError as error:

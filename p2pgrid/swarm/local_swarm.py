@@ -66,6 +66,7 @@ async def open_local_swarm(
             for i in range(nodes):
                 joining = [arg for address in bootstrap.addresses for arg in ("--bootstrap", address)]
                 command = ["node", "--model", model, *joining, "--ephemeral", "--span-max", str(span_max)]
+                command += ["--turns", str(directory)]
                 command += arguments_of(i)
                 members.append(await start_member(f"node-{i + 1}", command, directory))
             yield LocalSwarm(bootstrap, members[1:])

@@ -12,7 +12,7 @@ from p2pgrid.core.placement import (
     layer_bytes,
     layers_that_fit,
     plan_joins,
-    rows_that_fit,
+    positions_that_fit,
     settle,
 )
 from p2pgrid.core.routing import find_route
@@ -254,13 +254,15 @@ def test_the_layers_that_fit_do_fit_and_one_more_would_not(layers: int, memory: 
     assert fit == layers or needed(fit + 1) > memory
 
 
-@given(st.integers(1, 30), memories, memories, contexts, st.integers(1, 64))
+@given(st.integers(1, 30), memories, memories, contexts, st.integers(1, 2**20))
 @bounded
-def test_more_memory_never_fits_fewer_sessions_and_one_always_fits(
-    stop: int, memory: int, more: int, context_max: int, rows_max: int
+def test_more_memory_never_fits_fewer_positions_and_one_session_always_fits(
+    stop: int, memory: int, more: int, context_max: int, positions_max: int
 ) -> None:
-    rows = rows_that_fit(manifest(), Span(0, stop), memory, context_max, rows_max)
-    assert 1 <= rows <= rows_that_fit(manifest(), Span(0, stop), memory + more, context_max, rows_max) <= rows_max
+    span = Span(0, stop)
+    positions = positions_that_fit(manifest(), span, memory, context_max, positions_max)
+    assert min(context_max, positions_max) <= positions
+    assert positions <= positions_that_fit(manifest(), span, memory + more, context_max, positions_max) <= positions_max
 
 
 def test_a_node_without_memory_for_a_layer_is_told_zero() -> None:

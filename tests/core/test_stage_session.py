@@ -33,13 +33,17 @@ class StageSessionMachine(RuleBasedStateMachine):
         super().__init__()
         self.machine = StageSession(CLIENT, opening(), CONTEXT)
         self.row: list[int] = []
+        self.alone: list[bool] = []
+        """For each position, whether it was computed in a step of its own."""
         self.written = 0
 
     def _write(self, position: int, count: int) -> None:
-        assert self.machine.on_step(2, position, count) == Run(position)
-        self.machine.computed(position, count)
         self.written += 1
-        self.row[position:] = [self.written] * count
+        tokens = [self.written] * count
+        assert self.machine.on_step(2, position, tokens) == Run(position)
+        self.machine.computed(position, tokens)
+        self.row[position:] = tokens
+        self.alone[position:] = [count == 1] * count
 
     @rule(count=st.integers(1, 8))
     def append(self, count: int) -> None:
@@ -56,23 +60,30 @@ class StageSessionMachine(RuleBasedStateMachine):
     def leave_a_gap(self, gap: int, count: int) -> None:
         position = len(self.row) + gap
         if position + count <= CONTEXT:
-            assert self.machine.on_step(2, position, count) == Refuse(len(self.row))
+            assert self.machine.on_step(2, position, [0] * count) == Refuse(len(self.row))
 
     @rule(epoch=st.sampled_from([0, 1, 3]), position=st.integers(0, 2 * CONTEXT), count=st.integers(1, 8))
     def come_from_another_epoch(self, epoch: int, position: int, count: int) -> None:
-        assert self.machine.on_step(epoch, position, count) == Ignore()
+        assert self.machine.on_step(epoch, position, [0] * count) == Ignore()
 
     @rule(position=st.integers(0, 2 * CONTEXT), beyond=st.integers(1, 8))
     def go_past_the_context(self, position: int, beyond: int) -> None:
         count = max(1, CONTEXT + beyond - position)
-        with pytest.raises(PeerMisbehaved, match=f"the context here holds {CONTEXT}"):
-            self.machine.on_step(2, max(position, CONTEXT), count)
+        with pytest.raises(PeerMisbehaved, match=f"this session has room for {CONTEXT}"):
+            self.machine.on_step(2, max(position, CONTEXT), [0] * count)
         with pytest.raises(PeerMisbehaved):
-            self.machine.on_step(2, min(position, CONTEXT), CONTEXT + beyond - min(position, CONTEXT))
+            self.machine.on_step(2, min(position, CONTEXT), [0] * (CONTEXT + beyond - min(position, CONTEXT)))
 
     @invariant()
     def the_length_is_that_of_the_row(self) -> None:
         assert self.machine.length == len(self.row) <= CONTEXT
+
+    @invariant()
+    def what_may_be_shared_was_prefilled(self) -> None:
+        shared = len(self.machine.prefilled)
+        assert self.machine.prefilled == self.row[:shared]
+        assert not any(self.alone[:shared])
+        assert shared == len(self.row) or self.alone[shared]
 
 
 TestStageSession = StageSessionMachine.TestCase
@@ -82,14 +93,58 @@ TestStageSession.settings = settings(max_examples=60, stateful_step_count=25, de
 def test_a_step_that_comes_twice_leaves_the_row_as_it_was() -> None:
     machine = StageSession(CLIENT, opening(), CONTEXT)
     for _ in range(2):
-        assert machine.on_step(2, 0, 5) == Run(0)
-        machine.computed(0, 5)
+        assert machine.on_step(2, 0, [1] * 5) == Run(0)
+        machine.computed(0, [1] * 5)
     assert machine.length == 5
 
 
 def test_the_context_can_be_filled_to_its_last_position() -> None:
     machine = StageSession(CLIENT, opening(), CONTEXT)
-    assert machine.on_step(2, 0, CONTEXT) == Run(0)
+    assert machine.on_step(2, 0, [1] * CONTEXT) == Run(0)
+
+
+def test_a_session_has_the_room_that_it_asked_for_and_no_more() -> None:
+    machine = StageSession(CLIENT, msgspec.structs.replace(opening(), positions=8), CONTEXT)
+    assert machine.on_step(2, 0, [1] * 8) == Run(0)
+    with pytest.raises(PeerMisbehaved, match="room for 8"):
+        machine.on_step(2, 0, [1] * 9)
+    assert StageSession(CLIENT, msgspec.structs.replace(opening(), positions=99), CONTEXT).context_max == CONTEXT
+
+
+def test_the_last_stage_runs_a_draft_only_if_it_drew_that_token_there() -> None:
+    last = StageSession(CLIENT, opening(2), CONTEXT)
+    last.computed(0, [1, 2, 3])
+    assert last.on_step(2, 3, [5], draft=True) == Ignore(), "nothing was drawn yet"
+    assert last.feeds_on(3, 5, until=20)
+    assert last.on_step(2, 3, [6], draft=True) == Ignore()
+    assert last.on_step(2, 4, [5], draft=True) == Ignore()
+    assert last.on_step(2, 2, [5], draft=True) == Ignore()
+    assert last.on_step(2, 3, [5], draft=True) == Run(3)
+    last.computed(3, [5])
+    assert last.on_step(2, 3, [5], draft=True) == Ignore(), "a draft that comes twice is old"
+
+
+@pytest.mark.parametrize(("token", "until"), [(9, 20), (5, 3)], ids=["a stop token", "past the grant"])
+def test_the_last_stage_runs_no_draft_behind_the_end(token: int, until: int) -> None:
+    last = StageSession(CLIENT, opening(2), CONTEXT)
+    last.computed(0, [1, 2, 3])
+    assert not last.feeds_on(3, token, until)
+    assert last.on_step(2, 3, [token], draft=True) == Ignore()
+
+
+def test_a_stage_before_the_last_runs_drafts_as_they_come_and_none_that_leaves_a_gap() -> None:
+    middle = StageSession(CLIENT, opening(1), CONTEXT)
+    middle.computed(0, [1, 2, 3])
+    assert middle.on_step(2, 3, [5], draft=True) == Run(3)
+    assert middle.on_step(2, 5, [5], draft=True) == Ignore()
+
+
+@pytest.mark.parametrize("hop", [0, 1, 2])
+def test_only_the_first_of_several_stages_drafts_and_not_where_it_is_unwanted(hop: int) -> None:
+    assert (StageSession(CLIENT, opening(hop), CONTEXT).drafter is not None) == (hop == 0)
+    for off in ({"exact": True}, {"relayed": True}):
+        assert StageSession(CLIENT, msgspec.structs.replace(opening(hop), **off), CONTEXT).drafter is None
+    assert StageSession(CLIENT, opening(edges=(0, 9)), CONTEXT).drafter is None
 
 
 def test_steps_come_from_the_stage_before_and_at_stage_0_from_the_client_and_the_last_stage() -> None:

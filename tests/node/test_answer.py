@@ -12,6 +12,7 @@ from p2pgrid.engine.executor import InlineExecutor
 from p2pgrid.errors import BadInput, PeerMisbehaved
 from p2pgrid.node.answer import Answer, score
 from p2pgrid.services.local import LocalSession
+from p2pgrid.services.pipeline import Terms
 from p2pgrid.wire.messages import Scores, Token
 from p2pgrid.wire.tensors import pack_floats, pack_ints
 from tests.swarm_kit import (
@@ -76,7 +77,7 @@ async def test_a_stop_string_ends_the_answer_and_is_not_shown(parts: int, autoju
     shown: list[str] = []
     if parts:
         async with open_chain(parts) as chain:
-            async with chain.client.pipeline.open(MODEL, chain.route, SEEDED, ()) as session:
+            async with chain.client.pipeline.open(MODEL, chain.route, Terms(SEEDED)) as session:
                 answer = await answer_of(
                     session, generation(max_tokens=24), dictated(pieces), stop=["stop"], show=shown.append
                 )
@@ -115,7 +116,7 @@ async def test_what_might_have_begun_a_stop_string_is_shown_at_the_end() -> None
 @pytest.mark.parametrize("parts", [1, 3])
 async def test_no_more_than_the_tokens_asked_for(parts: int, max_tokens: int, autojump_clock: trio.abc.Clock) -> None:
     async with open_chain(parts) as chain:
-        async with chain.client.pipeline.open(MODEL, chain.route, SEEDED, ()) as session:
+        async with chain.client.pipeline.open(MODEL, chain.route, Terms(SEEDED)) as session:
             answer = await answer_of(session, generation(max_tokens=max_tokens))
             await trio.sleep(1)
         assert answer.token_ids == await alone(SEEDED, max_tokens=max_tokens)
@@ -127,7 +128,7 @@ async def test_no_more_than_the_tokens_asked_for(parts: int, max_tokens: int, au
 
 
 async def test_the_context_ends_an_answer_that_asks_for_more(autojump_clock: trio.abc.Clock) -> None:
-    async with open_chain(2) as chain, chain.client.pipeline.open(MODEL, chain.route, SEEDED, ()) as session:
+    async with open_chain(2) as chain, chain.client.pipeline.open(MODEL, chain.route, Terms(SEEDED)) as session:
         answer = await answer_of(session, generation(max_tokens=1000))
     assert len(answer.token_ids) == CONTEXT_MAX - len(PROMPT)
     assert answer.finish_reason == "length"
@@ -167,7 +168,7 @@ def expected_scores(ids: list[int]) -> tuple[list[float], list[int]]:
 async def test_scores_equal_a_direct_computation(parts: int, length: int, autojump_clock: trio.abc.Clock) -> None:
     ids = [(31 * i + 5) % 256 for i in range(length)]
     if parts:
-        async with open_chain(parts) as chain, chain.client.pipeline.open(MODEL, chain.route, GREEDY, ()) as session:
+        async with open_chain(parts) as chain, chain.client.pipeline.open(MODEL, chain.route, Terms(GREEDY)) as session:
             scored = await score(session, ids, context_max=CONTEXT_MAX, chunk=CHUNK)
     else:
         scored = await score(one_process(), ids, context_max=CONTEXT_MAX, chunk=CHUNK)

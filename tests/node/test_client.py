@@ -15,6 +15,7 @@ from p2pgrid.net.memory_transport import MemoryNetwork
 from p2pgrid.node.client import fetch_description, open_session, wait_for_route
 from p2pgrid.node.peer import Peer
 from p2pgrid.services.blobs import BlobServer
+from p2pgrid.services.pipeline import Terms
 from p2pgrid.settings import LinkSettings
 from p2pgrid.wire.manifest import Manifest, TokenizerData
 from tests.net.peers import identity, linked
@@ -165,8 +166,8 @@ async def swarm(*spans: Span, rows: int = 4) -> AsyncIterator[tuple[MemoryNetwor
         yield network, client, lives
 
 
-async def ask(client: Peer) -> list[int]:
-    async with open_session(client, MODEL, LAYERS, SEEDED) as session:
+async def ask(client: Peer, scope: str = "") -> list[int]:
+    async with open_session(client, MODEL, LAYERS, Terms(SEEDED, cache_scope=scope)) as session:
         return (await answer_of(session, generation())).token_ids
 
 
@@ -234,12 +235,12 @@ async def test_a_replica_takes_the_place_of_a_stage_that_never_opens(autojump_cl
 async def test_a_busy_stage_is_left_for_a_replica(autojump_clock: trio.abc.Clock) -> None:
     async with (
         swarm(FIRST, SECOND, SECOND, rows=1) as (_, client, lives),
-        open_session(client, MODEL, LAYERS, GREEDY) as first,
+        open_session(client, MODEL, LAYERS, Terms(GREEDY)) as first,
         # The one stage of the first half is full as well: give it room.
         serving(lives[0].peer, CountedStage(FIRST), InlineExecutor()),
     ):
         started_s = trio.current_time()
-        async with open_session(client, MODEL, LAYERS, SEEDED) as second:
+        async with open_session(client, MODEL, LAYERS, Terms(SEEDED)) as second:
             assert second.route[1].peer != first.route[1].peer
             assert (await answer_of(second, generation())).token_ids == await alone(SEEDED)
         assert trio.current_time() - started_s < 1.0
@@ -262,7 +263,7 @@ async def test_when_all_are_busy_a_client_waits_its_turn(autojump_clock: trio.ab
 
 async def test_patience_with_busy_stages_ends(autojump_clock: trio.abc.Clock) -> None:
     async with swarm(WHOLE, rows=1) as (_, client, lives):
-        async with open_session(client, MODEL, LAYERS, GREEDY):
+        async with open_session(client, MODEL, LAYERS, Terms(GREEDY)):
             started_s = trio.current_time()
             with pytest.raises(Overloaded, match=r"stage 0 \(layers 0:10 .*has no room now"):
                 await ask(client)
@@ -271,17 +272,21 @@ async def test_patience_with_busy_stages_ends(autojump_clock: trio.abc.Clock) ->
         assert sessions(lives) == [0]
 
 
-async def test_clients_spread_over_equal_replicas(autojump_clock: trio.abc.Clock) -> None:
+async def test_scopes_spread_over_equal_replicas_and_each_keeps_to_its_own(autojump_clock: trio.abc.Clock) -> None:
     async with swarm(WHOLE, WHOLE, WHOLE) as (_, client, lives):
-        for _ in range(30):
-            await ask(client)
+        for _ in range(5):
+            await ask(client, "the same every time")
+        await trio.sleep(1)
+        assert sorted(len(life.stages[0].released) - 1 for life in lives) == [0, 0, 5]
+        for i in range(30):
+            await ask(client, f"scope {i}")
         assert all(len(life.stages[0].released) > 3 for life in lives)
 
 
 async def test_an_error_in_the_middle_closes_the_session(autojump_clock: trio.abc.Clock) -> None:
     async with swarm(FIRST, SECOND) as (_, client, lives):
         with pytest.raises(ZeroDivisionError):
-            async with open_session(client, MODEL, LAYERS, GREEDY):
+            async with open_session(client, MODEL, LAYERS, Terms(GREEDY)):
                 assert sessions(lives) == [1, 1]
                 raise ZeroDivisionError
         await trio.sleep(1)

@@ -15,6 +15,7 @@ from p2pgrid.net.memory_transport import MemoryNetwork
 from p2pgrid.node.client import open_session
 from p2pgrid.node.node import Phase
 from p2pgrid.node.peer import Peer
+from p2pgrid.services.pipeline import Terms
 from p2pgrid.sim.world import Plan, simulate
 from p2pgrid.wire.tensors import Floats, Ints
 from tests.swarm_kit import (
@@ -92,7 +93,7 @@ async def test_a_node_is_advertised_as_serving_only_once_it_can_answer(autojump_
         advert = watcher.peer.view.adverts(MODEL)[0]
         assert (advert.span, advert.sessions_free, advert.layers) == (WHOLE, 4, LAYERS)
         assert advert.step_ms == pytest.approx(1.0)
-        async with open_session(watcher.peer, MODEL, LAYERS, SEEDED) as session:
+        async with open_session(watcher.peer, MODEL, LAYERS, Terms(SEEDED)) as session:
             assert (await answer_of(session, generation())).token_ids == await alone(SEEDED)
 
 
@@ -162,7 +163,7 @@ async def test_stopping_withdraws_the_advert_before_sessions_end_and_takes_under
             return b""
 
         try:
-            async with open_session(watcher.peer, MODEL, LAYERS, SEEDED) as session:
+            async with open_session(watcher.peer, MODEL, LAYERS, Terms(SEEDED)) as session:
                 await answer_of(session, generation(max_tokens=40), bytes_of)
         except P2pgridError:
             ended_s = trio.current_time()

@@ -9,6 +9,7 @@ import trio
 from p2pgrid.engine.executor import InlineExecutor
 from p2pgrid.errors import PeerUnavailable
 from p2pgrid.net.memory_transport import MemoryNetwork
+from p2pgrid.services.pipeline import Terms
 from p2pgrid.wire.messages import Close, Failed, Token, ToStage
 from tests.net.peers import identity, linked
 from tests.swarm_kit import (
@@ -51,7 +52,7 @@ async def test_who_serves_no_stage_cuts_off_whoever_asks_for_one(kind: str, auto
 async def test_a_node_can_ask_through_its_own_stage(autojump_clock: trio.abc.Clock) -> None:
     async with open_chain(2) as chain:
         asking = chain.peers[0]
-        async with asking.pipeline.open(MODEL, chain.route, SEEDED, ()) as session:
+        async with asking.pipeline.open(MODEL, chain.route, Terms(SEEDED)) as session:
             assert (await answer_of(session, generation())).token_ids == await alone(SEEDED)
         await trio.sleep(1)
         assert chain.rows_taken == [0, 0]
@@ -64,7 +65,7 @@ async def test_answers_go_to_the_pipeline_and_steps_to_the_stage(autojump_clock:
 
         async def ask(asking: int, asked: int) -> None:
             route = (chain.route[asked],)
-            async with chain.peers[asking].pipeline.open(MODEL, route, SEEDED, ()) as session:
+            async with chain.peers[asking].pipeline.open(MODEL, route, Terms(SEEDED)) as session:
                 answers.append((await answer_of(session, generation())).token_ids)
 
         async with trio.open_nursery() as tasks:
@@ -82,7 +83,7 @@ async def test_an_answer_for_nobody_does_no_harm(autojump_clock: trio.abc.Clock)
             await other.links.send(chain.route[0].peer, Failed(SESSION, 0, 0, "of nothing"))
         await trio.sleep(1)
         assert chain.peers[0].links.is_up(other.peer)
-        async with chain.client.pipeline.open(MODEL, chain.route, GREEDY, ()) as session:
+        async with chain.client.pipeline.open(MODEL, chain.route, Terms(GREEDY)) as session:
             assert (await answer_of(session, generation())).token_ids == await alone()
 
 
@@ -93,9 +94,9 @@ async def test_a_lost_link_reaches_pipeline_stage_and_view(autojump_clock: trio.
         await chain.peers[1].discovery.publish(lambda: serving_advert(other))
         await node.discovery.refresh(MODEL)
         assert [advert.peer for advert in node.view.adverts(MODEL)] == [other]
-        async with chain.client.pipeline.open(MODEL, chain.route, GREEDY, ()) as through:
+        async with chain.client.pipeline.open(MODEL, chain.route, Terms(GREEDY)) as through:
             with pytest.raises(PeerUnavailable, match="stage 1"):
-                async with node.pipeline.open(MODEL, chain.route, GREEDY, ()) as own:
+                async with node.pipeline.open(MODEL, chain.route, Terms(GREEDY)) as own:
                     chain.network.kill(other)
                     await own.receive()
             with pytest.raises(PeerUnavailable):
@@ -111,7 +112,7 @@ async def test_a_peer_that_leaves_says_goodbye_to_those_who_wait_for_its_answer(
     async with open_chain(()) as chain, AsyncExitStack() as leaving:
         peer = await leaving.enter_async_context(joined(chain.network, 1))
         await leaving.enter_async_context(serving(peer, CountedStage(WHOLE), InlineExecutor()))
-        async with chain.client.pipeline.open(MODEL, (hop_of(peer, WHOLE),), GREEDY, ()) as session:
+        async with chain.client.pipeline.open(MODEL, (hop_of(peer, WHOLE),), Terms(GREEDY)) as session:
             await leaving.aclose()
             left_s = trio.current_time()
             with pytest.raises(PeerUnavailable, match=r"stage 0 \(layers 0:10 .*was lost: the peer said goodbye"):

@@ -10,7 +10,7 @@ from p2pgrid.core.generation import SendStep
 from p2pgrid.errors import Overloaded, PeerMisbehaved, PeerUnavailable
 from p2pgrid.ids import SessionId
 from p2pgrid.net.links import Delivery
-from p2pgrid.services.pipeline import PipelineSession
+from p2pgrid.services.pipeline import PipelineSession, Terms
 from p2pgrid.settings import LinkSettings, PipelineSettings
 from p2pgrid.wire.messages import Busy, Close, Contact, Failed, Hop, Open, Opened, OutOfSync, Sampling, Scores, Token
 from tests.net.peers import Node as LinkedNode
@@ -44,7 +44,7 @@ class _Trouble(Exception):
 async def _end_by(exit_by: str, chain: Chain) -> None:
     with trio.CancelScope() as scope:
         try:
-            async with chain.client.pipeline.open(MODEL, chain.route, SEEDED, ()) as session:
+            async with chain.client.pipeline.open(MODEL, chain.route, Terms(SEEDED)) as session:
                 await session.send(SendStep(0, PROMPT, "token", until=60))
                 await session.receive()
                 if exit_by == "an error":
@@ -72,7 +72,7 @@ async def test_a_route_with_a_full_stage_is_overloaded_and_closed_again(
     async with open_chain(3, rows=1) as chain:
         await chain.workers[full].drain(0.0)
         with pytest.raises(Overloaded) as raised:
-            async with chain.client.pipeline.open(MODEL, chain.route, GREEDY, ()):
+            async with chain.client.pipeline.open(MODEL, chain.route, Terms(GREEDY)):
                 pass
         assert raised.value.peer == chain.route[full].peer
         assert raised.value.retry_after_s > 0
@@ -85,7 +85,7 @@ async def test_a_stuck_stage_does_not_keep_the_others_from_hearing_the_end(autoj
     """Stage 0 is frozen and its window full, so that not even a Close fits; the client gives up."""
     async with open_chain(3, link_settings=SMALL_WINDOW) as chain:
         with trio.move_on_after(1.0):
-            async with chain.client.pipeline.open(MODEL, chain.route, GREEDY, ()) as session:
+            async with chain.client.pipeline.open(MODEL, chain.route, Terms(GREEDY)) as session:
                 chain.network.freeze(chain.route[0].peer, True)
                 while True:
                     await session.send(SendStep(0, PROMPT, "nothing"))
@@ -116,7 +116,7 @@ async def test_a_stage_lost_in_mid_answer_is_named_in_time(lost: int, how: str, 
             return b""
 
         with pytest.raises(PeerUnavailable) as raised:
-            async with chain.client.pipeline.open(MODEL, chain.route, SEEDED, ()) as session:
+            async with chain.client.pipeline.open(MODEL, chain.route, Terms(SEEDED)) as session:
                 await answer_of(session, generation(max_tokens=40), bytes_of)
         ended_s = trio.current_time()
         assert ended_s - lost_at_s <= (1.0 if how == "kill" else SILENCE_S + 1.0)
@@ -136,7 +136,7 @@ async def test_a_stage_that_cannot_be_dialled_is_named(gone: int, autojump_clock
     async with open_chain(2) as chain:
         chain.network.kill(chain.route[gone].peer)
         with pytest.raises(PeerUnavailable, match=f"stage {gone} .*cannot be reached") as raised:
-            async with chain.client.pipeline.open(MODEL, chain.route, GREEDY, ()):
+            async with chain.client.pipeline.open(MODEL, chain.route, Terms(GREEDY)):
                 pass
         assert raised.value.peer == chain.route[gone].peer
         await trio.sleep(1)
@@ -146,7 +146,7 @@ async def test_a_stage_that_cannot_be_dialled_is_named(gone: int, autojump_clock
 async def test_a_sender_that_waits_for_room_hears_which_stage_was_lost(autojump_clock: trio.abc.Clock) -> None:
     async with open_chain(2, link_settings=SMALL_WINDOW) as chain:
         with pytest.raises(PeerUnavailable, match=r"stage 0 \(layers 0:5") as raised:
-            async with chain.client.pipeline.open(MODEL, chain.route, GREEDY, ()) as session:
+            async with chain.client.pipeline.open(MODEL, chain.route, Terms(GREEDY)) as session:
                 chain.network.freeze(chain.route[0].peer, True)
                 while True:
                     await session.send(SendStep(0, PROMPT, "nothing"))
@@ -178,7 +178,7 @@ class Actors:
         async with trio.open_nursery() as tasks:
             for hop in range(2):
                 tasks.start_soon(self._welcome, hop)
-            async with self.chain.client.pipeline.open(MODEL, self.route, Sampling(), ()) as session:
+            async with self.chain.client.pipeline.open(MODEL, self.route, Terms(Sampling())) as session:
                 yield session
 
     async def say(self, hop: int, message: Token | Scores | OutOfSync | Failed | Busy | Opened) -> None:
@@ -259,7 +259,7 @@ async def test_a_stage_that_does_not_open_is_named_when_the_allowed_time_is_over
             tasks.start_soon(actors._welcome, 0)
             started_s = trio.current_time()
             with pytest.raises(PeerUnavailable, match=r"stage 1 .*was not open within 5 s") as raised:
-                async with actors.chain.client.pipeline.open(MODEL, actors.route, Sampling(), ()):
+                async with actors.chain.client.pipeline.open(MODEL, actors.route, Terms(Sampling())):
                     pass
         assert trio.current_time() - started_s == pytest.approx(QUICK.open_s_max, abs=0.1)
         assert raised.value.peer == actors.route[1].peer
@@ -301,7 +301,7 @@ async def test_what_is_for_a_stage_is_misbehaviour_at_a_client(autojump_clock: t
 @pytest.mark.parametrize("parts", [1, 2, 4])
 async def test_a_client_that_relays_gets_the_same_answer(parts: int, autojump_clock: trio.abc.Clock) -> None:
     async with open_chain(parts) as chain:
-        async with chain.client.pipeline.open(MODEL, chain.route, SEEDED, (), relayed=True) as session:
+        async with chain.client.pipeline.open(MODEL, chain.route, Terms(SEEDED, relayed=True)) as session:
             answer = await answer_of(session, generation(run_ahead=False))
         assert answer.token_ids == await alone(SEEDED)
         assert all(stage.links.peers() == [chain.client.transport.peer] for stage in chain.peers)
@@ -310,6 +310,6 @@ async def test_a_client_that_relays_gets_the_same_answer(parts: int, autojump_cl
 async def test_a_stage_lost_behind_a_relaying_client_is_named(autojump_clock: trio.abc.Clock) -> None:
     async with open_chain(3) as chain:
         with pytest.raises(PeerUnavailable, match="stage 1 "):
-            async with chain.client.pipeline.open(MODEL, chain.route, SEEDED, (), relayed=True) as session:
+            async with chain.client.pipeline.open(MODEL, chain.route, Terms(SEEDED, relayed=True)) as session:
                 chain.network.kill(chain.route[1].peer)
                 await answer_of(session, generation(run_ahead=False))

@@ -11,6 +11,7 @@ import trio
 from p2pgrid.engine.executor import InlineExecutor
 from p2pgrid.errors import LocalFault
 from p2pgrid.ids import ModelId, SessionId, Span
+from p2pgrid.services.pipeline import Terms
 from p2pgrid.services.worker import SESSION_IDLE_S_MAX
 from p2pgrid.settings import LinkSettings
 from p2pgrid.wire.codec import frame
@@ -78,7 +79,7 @@ async def test_a_pipeline_answers_like_one_process(
     parts: int, run_ahead: bool, sampling: Sampling, autojump_clock: trio.abc.Clock
 ) -> None:
     async with open_chain(parts) as chain:
-        async with chain.client.pipeline.open(MODEL, chain.route, sampling, ()) as session:
+        async with chain.client.pipeline.open(MODEL, chain.route, Terms(sampling)) as session:
             answer = await answer_of(session, generation(run_ahead=run_ahead))
         assert answer.token_ids == await alone(sampling)
         await trio.sleep(1)
@@ -90,7 +91,7 @@ async def test_a_stage_of_another_model_is_noticed_by_the_comparison(autojump_cl
     async with open_chain(2) as chain:
         impostor = CountedStage(chain.stages[1].span, seed=1)
         async with serving(chain.peers[1], impostor, InlineExecutor()):
-            async with chain.client.pipeline.open(MODEL, chain.route, GREEDY, ()) as session:
+            async with chain.client.pipeline.open(MODEL, chain.route, Terms(GREEDY)) as session:
                 answer = await answer_of(session, generation())
             assert answer.token_ids != await alone()
 
@@ -277,7 +278,7 @@ async def test_a_row_is_used_again_by_a_session_that_sees_nothing_of_the_old_one
 ) -> None:
     async with open_chain(2, rows=1) as chain:
         for prompt in (PROMPT, PROMPT[::-1], PROMPT):
-            async with chain.client.pipeline.open(MODEL, chain.route, SEEDED, ()) as session:
+            async with chain.client.pipeline.open(MODEL, chain.route, Terms(SEEDED)) as session:
                 answer = await answer_of(session, generation(prompt))
             assert answer.token_ids == await alone(SEEDED, prompt)
             await trio.sleep(0.5)
@@ -323,7 +324,7 @@ async def test_sessions_of_others_go_on_when_a_client_vanishes(autojump_clock: t
                 chain.network.kill(vanishing.peer)
 
             tasks.start_soon(vanish)
-            async with chain.client.pipeline.open(MODEL, chain.route, SEEDED, ()) as session:
+            async with chain.client.pipeline.open(MODEL, chain.route, Terms(SEEDED)) as session:
                 answer = await answer_of(session, generation(max_tokens=24))
         assert answer.token_ids == await alone(SEEDED, max_tokens=24)
         await trio.sleep(1)
@@ -400,8 +401,8 @@ BAD_FOR_STAGE_0 = {
     "a token past the vocabulary": (a_step(0, [256]), "token id"),
     "a negative token": (a_step(0, [-1]), "token id"),
     "half a token": (Step(SESSION, 0, 0, b"\0\0\0\0\0"), "no whole number"),
-    "past the context": (a_step(0, [1] * (CONTEXT_MAX + 1)), "the context here holds"),
-    "far past the context": (a_step(2**31 - 1, [1]), "the context here holds"),
+    "past the context": (a_step(0, [1] * (CONTEXT_MAX + 1)), "this session has room for"),
+    "far past the context": (a_step(2**31 - 1, [1]), "this session has room for"),
     "scores without targets": (Step(SESSION, 0, 0, pack_ints([1, 2]), want="scores"), "0 targets for 2"),
     "targets past the vocabulary": (
         Step(SESSION, 0, 0, pack_ints([1]), want="scores", targets=pack_ints([256])),
@@ -452,7 +453,7 @@ async def test_hidden_states_that_do_not_fit_end_the_session_and_not_the_node(
         assert isinstance(answer, Failed)
         assert answer.hop == 1
         assert chain.rows_taken == [0, 0]
-        async with chain.client.pipeline.open(MODEL, chain.route, SEEDED, ()) as session:
+        async with chain.client.pipeline.open(MODEL, chain.route, Terms(SEEDED)) as session:
             assert (await answer_of(session, generation())).token_ids == await alone(SEEDED)
 
 
@@ -460,7 +461,7 @@ class _WideStage(CountedStage):
     """A span of a model so wide that the hidden states of a full step are larger than a frame."""
 
     def __init__(self, span: Span) -> None:
-        super().__init__(span)
+        super().__init__(span, kv_positions=4 * 4096)
         self.hidden = 8192
         self.context_max = 4096
 
@@ -575,10 +576,11 @@ async def test_a_slow_client_holds_up_nobody_else(autojump_clock: trio.abc.Clock
     ):
         await slow.links.connect(contact_of(chain.peers[0]))
         await slow.links.send(chain.route[0].peer, opening(chain.route, 0, OTHER))
+        await slow.arrival(1)
         step = msgspec.structs.replace(a_step(0, PROMPT, want=True, session=OTHER), until=CONTEXT_MAX)
         await slow.links.send(chain.route[0].peer, step)
         await trio.sleep(5)
         assert len(slow.arrived) == 4
         with trio.fail_after(2):
-            async with chain.client.pipeline.open(MODEL, chain.route, SEEDED, ()) as session:
+            async with chain.client.pipeline.open(MODEL, chain.route, Terms(SEEDED)) as session:
                 assert (await answer_of(session, generation())).token_ids == await alone(SEEDED)

@@ -1,0 +1,100 @@
+"""Stages on one machine compute in turns: two at once would wait for each other's cores inside every operation.
+
+Measured with three stages of ten layers on two cores, 8 rows a step: all at once 1,430 rows a second together, one
+after another 2,200. Whoever waits for its turn finds more steps to run together when it comes.
+
+The turn is a lock on a file, which ends with its holder however that ends. A holder that is stopped in the middle is
+waited for `PATIENCE_S`, and then for a while no more.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from p2pgrid.errors import LocalFault
+
+PATIENCE_S = 0.5
+"""Longer than any step takes."""
+DISTRUST_S = 5.0
+LOOK_S = 0.005
+"""A waiter looks by itself so often, should the news of a free turn be lost."""
+STEP_ASIDE_S = 0.0005
+
+
+class Turns:
+    """This process's part in the turns that are taken in `folder`, which all stages of the machine name alike."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises LocalFault when the folder cannot be used."""
+        try:
+            self._turn = os.open(folder / "turn", os.O_RDWR | os.O_CREAT, 0o600)
+            self._queue = os.open(folder / "queue", os.O_RDWR | os.O_CREAT, 0o600)
+            with contextlib.suppress(FileExistsError):
+                os.mkfifo(folder / "news", 0o600)
+            self._news = os.open(folder / "news", os.O_RDWR | os.O_NONBLOCK)
+        except OSError as error:
+            raise LocalFault(f"cannot take turns in {folder}: {error.strerror}") from error
+        self._step_aside = False
+        self._distrust_until = float("-inf")
+
+    @asynccontextmanager
+    async def take(self) -> AsyncIterator[None]:
+        """Our turn, for as long as the context lasts. What others are to hear of should be on its way by then."""
+        held = await self._acquire()
+        try:
+            yield
+        finally:
+            if held:
+                if _locks(self._queue, fcntl.LOCK_EX):
+                    fcntl.flock(self._queue, fcntl.LOCK_UN)
+                else:  # somebody waits: let our results go out first, they may join what runs next
+                    with trio.CancelScope(shield=True):
+                        await trio.lowlevel.checkpoint()
+                    self._step_aside = True
+                fcntl.flock(self._turn, fcntl.LOCK_UN)
+                if self._step_aside:
+                    with contextlib.suppress(BlockingIOError):
+                        os.write(self._news, b".")
+
+    def close(self) -> None:
+        for descriptor in (self._turn, self._queue, self._news):
+            os.close(descriptor)
+
+    async def _acquire(self) -> bool:
+        """Whether the turn is ours; False when its holder seems to be stuck, and we go on beside it."""
+        if self._step_aside:  # whoever waited goes first
+            self._step_aside = False
+            await trio.sleep(STEP_ASIDE_S)
+        if _locks(self._turn, fcntl.LOCK_EX):
+            return True
+        if trio.current_time() < self._distrust_until:
+            return False
+        fcntl.flock(self._queue, fcntl.LOCK_SH)
+        try:
+            with trio.move_on_after(PATIENCE_S):
+                while not _locks(self._turn, fcntl.LOCK_EX):
+                    await self._hear()
+                return True
+        finally:
+            fcntl.flock(self._queue, fcntl.LOCK_UN)
+        self._distrust_until = trio.current_time() + DISTRUST_S
+        return False
+
+    async def _hear(self) -> None:
+        with trio.move_on_after(LOOK_S):
+            await trio.lowlevel.wait_readable(self._news)
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._news, 64)
+
+
+def _locks(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

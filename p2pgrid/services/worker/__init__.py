@@ -1,0 +1,5 @@
+"""The stage side of the pipeline: sessions' lives, the loop that runs their steps, and the prefixes they leave."""
+
+from p2pgrid.services.worker.worker import SESSION_IDLE_S_MAX, Worker
+
+__all__ = ["SESSION_IDLE_S_MAX", "Worker"]

@@ -1,0 +1,311 @@
+"""The heart of a stage: schedule the steps that wait, run them together, pass on what came of them."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from p2pgrid.core.batching import BATCH_ROWS_MAX, Scheduler, Waiting
+from p2pgrid.core.stage_session import Ignore, Refuse, Run, StageSession
+from p2pgrid.core.wire_choice import choose_form
+from p2pgrid.engine.run_step import RowStep, StepOut, run_rows, run_step
+from p2pgrid.engine.stage import Executor, Stage
+from p2pgrid.errors import LocalFault, PeerMisbehaved, PeerUnavailable
+from p2pgrid.ids import PeerId
+from p2pgrid.net.links import Delivery, Links
+from p2pgrid.services.worker.outcome import messages_of
+from p2pgrid.trace import NO_TRACE, Tracer
+from p2pgrid.wire.codec import FRAME_BYTES_MAX
+from p2pgrid.wire.hidden import unpack_hidden
+from p2pgrid.wire.messages import OutOfSync, SessionMessage, Step
+from p2pgrid.wire.tensors import Floats, Ints, pack_ints, unpack_ints
+
+HIDDEN_BYTES_MAX = FRAME_BYTES_MAX - 16 * 1024
+"""Hidden states of one step; what is left of the frame holds its token ids, targets and names."""
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A step that waits, and how to give its credit back."""
+
+    step: Step
+    release: Callable[[], None]
+
+
+class Seat:
+    """A session's place at this stage: its machine, its KV row, the steps that wait and the messages that wait."""
+
+    def __init__(self, machine: StageSession, row: int) -> None:
+        self.machine = machine
+        self.row = row
+        # Unbounded in number, bounded in bytes: a step's share of its link's window is given back only when
+        # the step was run.
+        self.steps: deque[Queued] = deque()
+        self.waits = False
+        """The scheduler has its first step."""
+        self.runs = False
+        self.outbox: deque[tuple[PeerId, SessionMessage]] = deque()
+        """What a link had no room for. No step is run while something is here, so a slow neighbour slows us."""
+        self.entered = False
+        self.ended = False
+        self.heard_at = trio.current_time()
+        self.wake = trio.Event()
+        """For the session's own task: something is in the outbox."""
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A step that was checked and is about to be run."""
+
+    seat: Seat
+    queued: Queued
+    tokens: Ints
+    hidden: Floats | None
+    targets: Ints
+
+    @property
+    def alone(self) -> bool:
+        return len(self.tokens) > 1 or self.queued.step.want == "scores"
+
+
+class StageLoop:
+    """Runs the steps of all seats, one batch after another. `fail(seat, reason)` ends one session."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        executor: Executor,
+        links: Links,
+        fail: Callable[[Seat, str], None],
+        tracer: Tracer = NO_TRACE,
+    ) -> None:
+        self._stage = stage
+        self._executor = executor
+        self._links = links
+        self._fail = fail
+        self._tracer = tracer
+        self._scheduler = Scheduler(BATCH_ROWS_MAX)
+        self._seats: dict[int, Seat] = {}
+        self._work = trio.Event()
+
+    def enter(self, seat: Seat) -> None:
+        seat.entered = True
+        self._seats[seat.row] = seat
+
+    def leave(self, seat: Seat) -> None:
+        """No step of the seat begins any more; its credits go back."""
+        seat.ended = True
+        self._scheduler.remove(seat.row)
+        self._seats.pop(seat.row, None)
+        while seat.steps:
+            seat.steps.popleft().release()
+
+    def put(self, seat: Seat, delivery: Delivery, step: Step) -> None:
+        """A step came for a seat that has not ended. Raises PeerMisbehaved for token ids that are none."""
+        seat.heard_at = trio.current_time()
+        if not step.draft:
+            if self._is_under_way(seat, step):
+                delivery.release()
+                self._draft(seat, step.until)
+                return
+            self._supersede(seat, step.position)
+        seat.steps.append(Queued(step, delivery.release))
+        self._consider(seat)
+
+    def resume(self, seat: Seat) -> None:
+        """The seat's outbox is empty again."""
+        self._consider(seat)
+
+    async def run(self) -> None:
+        """Schedule, run, pass on, until cancelled."""
+        while True:
+            while not len(self._scheduler):
+                self._work = trio.Event()
+                await self._work.wait()
+            async with self._executor.turn():  # what comes while we wait for it joins the batch
+                batch = [ready for waiting in self._scheduler.next() if (ready := self._check(waiting)) is not None]
+                if batch:
+                    await self._run(batch)
+
+    # ── schedule ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _consider(self, seat: Seat) -> None:
+        """Have the seat's first step wait for its turn, unless one waits or runs already."""
+        if not seat.steps or seat.waits or seat.runs or seat.outbox or seat.ended:
+            return
+        step = seat.steps[0].step
+        count = len(step.tokens) // 4 if step.want != "scores" else max(2, len(step.tokens) // 4)
+        self._scheduler.add(Waiting(seat.row, seat.machine.client, count, step.draft))
+        seat.waits = True
+        self._work.set()
+
+    def _is_under_way(self, seat: Seat, step: Step) -> bool:
+        """Whether stage 0 has guessed this step's token and sent, or is about to send, the step already."""
+        drafter = seat.machine.drafter
+        if drafter is None or step.epoch != seat.machine.epoch:
+            return False
+        tokens = unpack_ints(step.tokens, self._stage.vocab).tolist()
+        if len(tokens) == 1 and step.want == "token":
+            return drafter.fed(step.position, tokens[0], seat.heard_at)
+        drafter.saw(step.position, tokens)
+        return False
+
+    def _supersede(self, seat: Seat, position: int) -> None:
+        """A real step takes back what drafts at its position and behind it would do: they need not run."""
+        void = [queued for queued in seat.steps if queued.step.draft and queued.step.position >= position]
+        if not void:
+            return
+        self._scheduler.remove(seat.row)
+        seat.waits = False
+        seat.steps = deque(queued for queued in seat.steps if queued not in void)
+        for queued in void:
+            queued.release()
+
+    def _draft(self, seat: Seat, until: int) -> None:
+        """Guess on from what is under way; the guesses are steps like any other."""
+        machine = seat.machine
+        if machine.drafter is None:
+            return
+        for position, token in machine.drafter.propose(min(until, machine.context_max)):
+            step = Step(
+                machine.opening.session,
+                machine.epoch,
+                position,
+                pack_ints([token]),
+                want="token",
+                until=until,
+                draft=True,
+            )
+            seat.steps.append(Queued(step, _nothing))
+        self._consider(seat)
+
+    def _check(self, waiting: Waiting) -> _Ready | None:
+        """The seat's first step, if it is to be run; otherwise what is to be done about it is done."""
+        seat = self._seats[waiting.row]  # whoever leaves is taken off the scheduler too
+        seat.waits = False
+        queued = seat.steps.popleft()
+        step = queued.step
+        try:
+            tokens, hidden, targets = self._unpack(step)
+            match seat.machine.on_step(step.epoch, step.position, tokens.tolist(), draft=step.draft):
+                case Run():
+                    seat.runs = True
+                    return _Ready(seat, queued, tokens, hidden, targets)
+                case Refuse(length=length):
+                    out_of_sync = OutOfSync(step.session, step.epoch, seat.machine.hop, length)
+                    self._say(seat, seat.machine.client, out_of_sync)
+                case Ignore():
+                    pass
+        except PeerMisbehaved as error:
+            self._fail(seat, str(error))
+        queued.release()
+        self._consider(seat)
+        return None
+
+    def _unpack(self, step: Step) -> tuple[Ints, Floats | None, Ints]:
+        """Tokens, hidden states and targets. Raises PeerMisbehaved for what does not fit the model."""
+        stage = self._stage
+        tokens = unpack_ints(step.tokens, stage.vocab)
+        if 4 * len(tokens) * stage.hidden > HIDDEN_BYTES_MAX:
+            positions = HIDDEN_BYTES_MAX // (4 * stage.hidden)
+            raise PeerMisbehaved(f"a step of {len(tokens)} positions fits no frame: send {positions} or fewer at once")
+        hidden = None
+        if stage.span.start > 0:
+            hidden = unpack_hidden(step.hidden, step.form, len(tokens), stage.hidden)
+        targets = unpack_ints(step.targets, stage.vocab)
+        if step.want == "scores" and len(targets) != len(tokens):
+            raise PeerMisbehaved(f"{len(targets)} targets for {len(tokens)} positions")
+        return tokens, hidden, targets
+
+    # ── run ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _run(self, batch: Sequence[_Ready]) -> None:
+        """Run what was scheduled together, and see to the results in the order of the batch."""
+        began_at = trio.current_time()
+        self._note("started", batch)
+        results: Sequence[StepOut | LocalFault]
+        try:
+            results = await self._executor.run(self._work_of(batch))
+        except LocalFault as error:
+            results = [error] * len(batch)
+        self._note("computed", batch)
+        took_s = trio.current_time() - began_at
+        for ready, result in zip(batch, results, strict=True):
+            self._done(ready, result, took_s)
+
+    def _work_of(self, batch: Sequence[_Ready]) -> Callable[[], Sequence[StepOut | LocalFault]]:
+        if len(batch) > 1 or not batch[0].alone:
+            rows = [
+                RowStep(
+                    ready.seat.row,
+                    ready.queued.step.position,
+                    int(ready.tokens[0]),
+                    None if ready.hidden is None else ready.hidden[0],
+                    "token" if ready.queued.step.want == "token" else "nothing",
+                    ready.seat.machine.opening.sampling,
+                )
+                for ready in batch
+            ]
+            return partial(run_rows, self._stage, rows)
+        return partial(self._run_alone, batch[0])
+
+    def _run_alone(self, ready: _Ready) -> list[StepOut]:
+        step = ready.queued.step
+        sampling = ready.seat.machine.opening.sampling
+        return [
+            run_step(
+                self._stage,
+                ready.seat.row,
+                step.position,
+                ready.tokens,
+                ready.hidden,
+                want=step.want,
+                targets=ready.targets,
+                sampling=sampling,
+            )
+        ]
+
+    # ── pass on ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _done(self, ready: _Ready, result: StepOut | LocalFault, took_s: float) -> None:
+        seat, step = ready.seat, ready.queued.step
+        ready.queued.release()
+        seat.runs = False
+        if seat.ended:
+            return
+        if isinstance(result, LocalFault):
+            self._fail(seat, str(result))
+            return
+        machine = seat.machine
+        machine.computed(step.position, ready.tokens.tolist())
+        form = choose_form(machine.opening.wire, self._links.bandwidth_bps(machine.downstream))
+        for peer, message in messages_of(machine, step, result, form):
+            self._say(seat, peer, message)
+        if machine.drafter is not None and step.want == "token" and len(ready.tokens) == 1:
+            machine.drafter.sent(step.position, trio.current_time(), took_s)
+            self._draft(seat, step.until)
+        self._consider(seat)
+
+    def _say(self, seat: Seat, peer: PeerId, message: SessionMessage) -> None:
+        """Send now if the link has room, else leave it to the session's own task, in order."""
+        try:
+            if not seat.outbox and self._links.try_send(peer, message):
+                return
+        except PeerUnavailable as error:
+            if peer != seat.machine.client:  # the loss of a client's link ends its sessions anyway
+                self._fail(seat, str(error))
+            return
+        seat.outbox.append((peer, message))
+        seat.wake.set()
+
+    def _note(self, event: str, batch: Sequence[_Ready]) -> None:
+        if self._tracer is NO_TRACE:
+            return
+        for ready in batch:
+            self._tracer.note(event, ready.queued.step.session, ready.queued.step.position)
+
+
+def _nothing() -> None:
+    """Drafts of our own hold no credit."""

@@ -1,0 +1,44 @@
+"""What a stage says once a step has run, and to whom."""
+
+from p2pgrid.core.stage_session import StageSession
+from p2pgrid.engine.run_step import HiddenOut, ScoresOut, StepOut, TokenOut
+from p2pgrid.ids import PeerId
+from p2pgrid.wire.hidden import pack_hidden
+from p2pgrid.wire.messages import Scores, SessionMessage, Step, Token, WireFormat
+from p2pgrid.wire.tensors import pack_floats, pack_ints
+
+
+def messages_of(
+    machine: StageSession, step: Step, result: StepOut, form: WireFormat
+) -> list[tuple[PeerId, SessionMessage]]:
+    """Hidden states to the next stage, packed as `form`; from the last one tokens to stage 0, as far as the client
+    granted, and to the client.
+    """
+    match result:
+        case HiddenOut(hidden=hidden):
+            used, packed = pack_hidden(hidden, form)
+            onward = Step(
+                step.session,
+                step.epoch,
+                step.position,
+                step.tokens,
+                hidden=packed,
+                want=step.want,
+                targets=step.targets,
+                until=step.until,
+                form=used,
+                draft=step.draft,
+            )
+            return [(machine.downstream, onward)]
+        case TokenOut(token=token):
+            position = step.position + len(step.tokens) // 4
+            drawn = (machine.client, Token(step.session, step.epoch, position, token))
+            if not machine.feeds_on(position, token, step.until):
+                return [drawn]
+            fed = Step(step.session, step.epoch, position, pack_ints([token]), want="token", until=step.until)
+            return [(machine.downstream, fed), drawn]
+        case ScoresOut(top1=top1, next_logprobs=logprobs):
+            scores = Scores(step.session, step.epoch, step.position, pack_ints(top1), pack_floats(logprobs))
+            return [(machine.client, scores)]
+        case None:
+            return []

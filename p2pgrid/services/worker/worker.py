@@ -1,0 +1,254 @@
+"""The stage side of the pipeline: the lives of the sessions that clients open here."""
+
+from functools import partial
+
+import structlog
+import trio
+
+from p2pgrid.core.kv_budget import KvBudget
+from p2pgrid.core.stage_session import StageSession, check_route
+from p2pgrid.engine.stage import Executor, Stage
+from p2pgrid.errors import LocalFault, PeerMisbehaved, PeerUnavailable
+from p2pgrid.ids import ModelId, PeerId, SessionId
+from p2pgrid.net.links import Delivery, Links
+from p2pgrid.services.worker.loop import Seat, StageLoop
+from p2pgrid.services.worker.prefixes import Prefixes
+from p2pgrid.trace import NO_TRACE, Tracer
+from p2pgrid.wire.messages import Busy, Close, Contact, Failed, Open, Opened, SessionMessage, Step
+
+log = structlog.get_logger()
+
+FAREWELL_S_MAX = 0.5
+SESSION_IDLE_S_MAX = 120.0
+"""A KV row is not held longer than this for a client that lives and sends nothing."""
+SESSION_POSITIONS = 1024
+"""What an ordinary session is taken for when a node says for how many more it has room."""
+
+
+class _Session:
+    """One session here. Its own task opens it, sends what a link had no room for, and gives everything back."""
+
+    def __init__(self, seat: Seat) -> None:
+        self.seat = seat
+        self.scope = trio.CancelScope()
+        self.farewell: str | None = None
+        self.worth_keeping = False
+        """It ended in order: what it prefilled may serve others."""
+
+
+class Worker:
+    """Serves the sessions that clients open on this node's stage."""
+
+    def __init__(
+        self,
+        model: ModelId,
+        stage: Stage,
+        executor: Executor,
+        links: Links,
+        own: PeerId,
+        tracer: Tracer = NO_TRACE,
+    ) -> None:
+        self._model = model
+        self._stage = stage
+        self._executor = executor
+        self._links = links
+        self._own = own
+        self._free_rows = list(reversed(range(stage.rows)))
+        self._budget = KvBudget(stage.kv_positions * stage.position_bytes)
+        self._loop = StageLoop(stage, executor, links, self._fail, tracer)
+        self.prefixes = Prefixes(stage, executor, lambda: self._budget.cache_room)
+        self._sessions: dict[SessionId, _Session] = {}
+        self._tasks: trio.Nursery | None = None
+        self._draining = False
+        self._idle = trio.Event()
+
+    @property
+    def sessions_free(self) -> int:
+        ordinary = min(SESSION_POSITIONS, self._stage.context_max) * self._stage.position_bytes
+        return 0 if self._draining else min(len(self._free_rows), self._budget.cache_room // ordinary)
+
+    @property
+    def sessions_open(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def kv_bytes(self) -> int:
+        """What sessions have reserved and finished ones have left behind."""
+        return self._budget.reserved + self.prefixes.nbytes
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as self._tasks:
+            self._tasks.start_soon(self._loop.run)
+            task_status.started()
+
+    async def drain(self, deadline_s: float) -> None:
+        """Take no new session; wait for those that run, end what is left after `deadline_s`, and say so."""
+        self._draining = True
+        with trio.move_on_after(deadline_s):
+            await self._wait_idle()
+        for session in list(self._sessions.values()):
+            self._end(session, "the node is leaving")
+        with trio.move_on_after(FAREWELL_S_MAX):
+            await self._wait_idle()
+
+    async def _wait_idle(self) -> None:
+        while self._sessions:
+            await self._idle.wait()
+
+    async def on_message(self, delivery: Delivery) -> None:
+        """Called by the links, in order for each peer. Raises PeerMisbehaved for what cuts the peer off."""
+        match delivery.message:
+            case Open() as opening:
+                await self._open(delivery.peer, opening)
+            case Step() as step:
+                session = self._sessions.get(step.session)
+                if session is not None:
+                    self._take(session, delivery, step)
+                    return
+            case Close(session=session_id):
+                session = self._sessions.get(session_id)
+                if session is not None and session.seat.machine.client == delivery.peer:
+                    self._end(session, None)
+            case _:
+                raise PeerMisbehaved(f"{type(delivery.message).__name__} is not for a stage", delivery.peer)
+        delivery.release()
+
+    def on_lost(self, peer: PeerId, reason: str) -> None:
+        """A link is gone: a client's sessions end; sessions that send to a lost stage tell their client."""
+        for session in list(self._sessions.values()):
+            machine = session.seat.machine
+            if machine.client == peer:
+                self._end(session, None)
+            elif machine.downstream == peer:
+                span = machine.next_hop.span
+                self._end(session, f"lost the link to the next stage (layers {span} on {peer}): {reason}")
+
+    # ── a session's beginning ────────────────────────────────────────────────────────────────────────────
+
+    async def _open(self, client: PeerId, opening: Open) -> None:
+        failed = partial(Failed, opening.session, opening.epoch, opening.hop)
+        if opening.session in self._sessions:
+            await self._say(client, failed("a session of this id is open already"))
+            return
+        machine = StageSession(client, opening, self._stage.context_max)
+        try:
+            if opening.model != self._model:
+                raise PeerMisbehaved(f"this node serves model {self._model[:12]}, not {opening.model[:12]}")
+            check_route(opening, self._own, self._stage.span, self._stage.layers)
+            need = machine.context_max * self._stage.position_bytes
+            if not self._budget.fits_ever(need):
+                raise PeerMisbehaved(f"{machine.context_max} positions are more than this node has memory for")
+        except PeerMisbehaved as error:
+            await self._say(client, failed(str(error)))
+            return
+        now = trio.current_time()
+        takes = self._tasks is not None and not self._draining and bool(self._free_rows)
+        if not (takes and self._budget.reserve(machine.id, need, now)):
+            after_s = self._budget.retry_after_s()
+            await self._say(client, Busy(opening.session, opening.epoch, opening.hop, after_s))
+            return
+        self.prefixes.trim()
+        session = _Session(Seat(machine, self._free_rows.pop()))
+        self._sessions[opening.session] = session
+        assert self._tasks is not None
+        self._tasks.start_soon(self._serve, session)
+
+    def _take(self, session: _Session, delivery: Delivery, step: Step) -> None:
+        if not session.seat.machine.may_send(delivery.peer):
+            log.warning("step from a peer that is not in the session's route", peer=delivery.peer)
+            delivery.release()
+        elif session.seat.ended or not session.seat.entered:  # before `Opened` no step is due
+            delivery.release()
+        else:
+            try:
+                self._loop.put(session.seat, delivery, step)
+            except PeerMisbehaved as error:
+                delivery.release()
+                self._fail(session.seat, str(error))
+
+    # ── its life and its end ─────────────────────────────────────────────────────────────────────────────
+
+    async def _serve(self, session: _Session) -> None:
+        """The life of one session. Gives its row back, whatever happens."""
+        seat = session.seat
+        machine = seat.machine
+        try:
+            with session.scope:
+                if not machine.opening.relayed:
+                    following = machine.next_hop
+                    await self._links.connect(Contact(following.peer, following.addresses))
+                await self.prefixes.fill(machine, seat.row)
+                self._loop.enter(seat)
+                opened = Opened(machine.opening.session, machine.epoch, machine.hop, machine.length)
+                # Not `_say`: a client whose link was lost before its session was known here is lost for good.
+                await self._links.send(machine.client, opened)
+                while True:
+                    await self._woken(seat)
+                    await self._send_waiting(seat)
+        except (PeerUnavailable, PeerMisbehaved, LocalFault) as error:
+            session.farewell = session.farewell or str(error)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._forget(session)
+        if session.farewell is not None:
+            failed = Failed(machine.opening.session, machine.epoch, machine.hop, session.farewell[:500])
+            with trio.move_on_after(FAREWELL_S_MAX):
+                await self._say(machine.client, failed)
+
+    async def _woken(self, seat: Seat) -> None:
+        """Something is in the outbox. Raises PeerUnavailable when the session is silent for too long."""
+        while not seat.outbox:
+            silent_at = seat.heard_at + SESSION_IDLE_S_MAX
+            if trio.current_time() >= silent_at:
+                raise PeerUnavailable(f"no step came for {SESSION_IDLE_S_MAX:.0f} s", seat.machine.client)
+            seat.wake = trio.Event()
+            with trio.move_on_at(silent_at):
+                await seat.wake.wait()
+
+    async def _send_waiting(self, seat: Seat) -> None:
+        while seat.outbox:
+            peer, message = seat.outbox[0]
+            if peer == seat.machine.client:
+                await self._say(peer, message)
+            else:
+                await self._links.send(peer, message)
+            seat.outbox.popleft()
+        self._loop.resume(seat)
+
+    def _fail(self, seat: Seat, reason: str) -> None:
+        session = self._sessions.get(seat.machine.id)
+        if session is not None and session.seat is seat:
+            self._end(session, reason)
+
+    def _end(self, session: _Session, farewell: str | None) -> None:
+        """End a session from outside its task: in order, or with a `farewell` that is told to its client."""
+        if not session.seat.ended:
+            session.farewell = farewell
+            if farewell is None and session.seat.entered:
+                session.worth_keeping = True
+                self.prefixes.expect()
+        self._loop.leave(session.seat)
+        session.scope.cancel()
+
+    async def _forget(self, session: _Session) -> None:
+        seat = session.seat
+        self._loop.leave(seat)
+        if session.worth_keeping:
+            await self.prefixes.keep(seat.machine, seat.row)
+        # In the executor's lane, so behind a step of this row that may still be running.
+        await self._executor.run(partial(self._stage.release, seat.row))
+        self._free_rows.append(seat.row)
+        self._free_rows.sort(reverse=True)  # low rows first: those of a batch had best lie next to each other
+        self._budget.release(seat.machine.id, trio.current_time())
+        self.prefixes.trim()
+        del self._sessions[seat.machine.id]
+        if not self._sessions:
+            self._idle.set()
+            self._idle = trio.Event()
+
+    async def _say(self, peer: PeerId, message: SessionMessage) -> None:
+        """To a client, whose link may be gone; then `on_lost` ends its sessions."""
+        try:
+            await self._links.send(peer, message)
+        except PeerUnavailable as error:
+            log.debug("client is gone", peer=peer, error=str(error))

@@ -1,0 +1,95 @@
+"""Turns of several processes, each played by a `Turns` of its own: the locks are between open files."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from p2pgrid.engine import turns
+from p2pgrid.engine.turns import Turns
+from p2pgrid.errors import LocalFault
+
+HOLDER = """
+import sys, trio
+from pathlib import Path
+from p2pgrid.engine.turns import Turns
+
+async def main():
+    async with Turns(Path(sys.argv[1])).take():
+        print("held", flush=True)
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+async def test_no_two_have_their_turn_at_once_and_everybody_gets_one(tmp_path: Path) -> None:
+    rng = random.Random(2)
+    inside = 0
+    had = [0] * 4
+
+    async def compute(i: int) -> None:
+        nonlocal inside
+        own = Turns(tmp_path)
+        for _ in range(20):
+            async with own.take():
+                inside += 1
+                assert inside == 1
+                await trio.sleep(rng.uniform(0, 0.002))
+                inside -= 1
+            had[i] += 1
+        own.close()
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as tasks:
+            for i in range(len(had)):
+                tasks.start_soon(compute, i)
+    assert had == [20] * 4
+
+
+async def test_who_always_has_work_lets_those_who_wait_go_first(tmp_path: Path) -> None:
+    busy, patient = Turns(tmp_path), Turns(tmp_path)
+    order: list[str] = []
+
+    async def take(own: Turns, name: str, times: int) -> None:
+        for _ in range(times):
+            async with own.take():
+                order.append(name)
+                await trio.sleep(0.002)
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as tasks:
+            tasks.start_soon(take, busy, "busy", 10)
+            await trio.sleep(0.001)
+            tasks.start_soon(take, patient, "patient", 1)
+    assert order.index("patient") <= 2
+    busy.close()
+    patient.close()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+async def test_a_holder_that_is_gone_or_stuck_does_not_stop_the_others(tmp_path: Path, how: signal.Signals) -> None:
+    own = Turns(tmp_path)
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:  # noqa: ASYNC220 - this test has no other task
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"held\n"
+            os.kill(holder.pid, how)
+            with trio.fail_after(10 * turns.PATIENCE_S):
+                for _ in range(100):  # a stuck one is waited for once, not each time
+                    async with own.take():
+                        pass
+        finally:
+            holder.kill()
+    own.close()
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(LocalFault, match="cannot take turns in"):
+        Turns(tmp_path / "missing")
