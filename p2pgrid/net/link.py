@@ -1,36 +1,25 @@
 """One link: the tasks that read, write, deliver and keep time around a `LinkState`."""
 
 from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import trio
 
 from p2pgrid.errors import PeerMisbehaved, PeerUnavailable
-from p2pgrid.ids import PeerId
+from p2pgrid.net.delivery import Delivery, OnMessage, OnMessageNowait, once
 from p2pgrid.net.link_state import LinkState, cost_of
 from p2pgrid.net.transport import ByteStream
 from p2pgrid.settings import LinkSettings
+from p2pgrid.trace import NO_TRACE, Tracer
+from p2pgrid.trace import now as trace_now
 from p2pgrid.wire.codec import HEADER, FrameBuffer, decode, frame
-from p2pgrid.wire.messages import Goodbye, Hello, LinkMessage, SessionMessage
+from p2pgrid.wire.messages import Goodbye, Hello, LinkMessage, SessionMessage, Step
 
 WRITE_BYTES_MAX = 65_500
 """Frames are joined up to this size: what fits one message of the encryption underneath."""
 
 QUEUE_BYTES_MAX = 1024 * 1024
 """Frames that wait to be written; a sender waits while there are more."""
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """A message of `peer`. Call `release` once it is consumed; only then the peer may send as much again."""
-
-    peer: PeerId
-    message: SessionMessage
-    release: Callable[[], None]
-
-
-OnMessage = Callable[[Delivery], Awaitable[None]]
 
 
 class Link:
@@ -45,6 +34,7 @@ class Link:
         settings: LinkSettings,
         agent: str,
         on_end: "Callable[[Link, str], None]",
+        tracer: Tracer = NO_TRACE,
     ) -> None:
         self.peer = stream.peer
         self.state = LinkState(settings, agent, trio.current_time())
@@ -52,12 +42,17 @@ class Link:
         self._settings = settings
         self._stream = stream
         self._on_end = on_end
+        self._tracer = tracer
+        self._traced: deque[Step | None] = deque()
+        """With a tracer: what is in `_queue`, frame by frame."""
         self._frames = FrameBuffer()
         self._early: list[bytes] = []
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._inbox: deque[SessionMessage | str] = deque()
         self._inbox_costs: deque[int] = deque()
+        self._on_message_nowait: OnMessageNowait | None = None
+        self._delivering = False
         self._sending = trio.Lock()
         self._room = trio.lowlevel.ParkingLot()
         self._answer = trio.lowlevel.ParkingLot()
@@ -82,8 +77,9 @@ class Link:
     async def greet(self) -> None:
         """Write our Hello; of the side that dialled, before it reads the other's."""
         now = trio.current_time()
-        await self._stream.send_all(b"".join(map(frame, self.state.take_control(now))))
-        self.state.sent(now)
+        data = b"".join(map(frame, self.state.take_control(now)))
+        await self._stream.send_all(data)
+        self.state.sent(len(data), now, trio.current_time())
 
     async def refuse(self, reason: str) -> None:
         """Say why there will be no link, and let go. Never raises, never waits long."""
@@ -104,20 +100,18 @@ class Link:
 
     async def send(self, message: SessionMessage) -> None:
         """Queue one message; waits for the peer's credit and for room. Raises PeerUnavailable."""
-        data = frame(message)
-        cost = cost_of(len(data))
-        if not self.state.fits_at_all(cost):
-            raise PeerUnavailable(f"{self.peer} takes no message of {len(data)} bytes")
-        if not self._sending.locked() and self._has_room(cost):
-            # The common case costs no turn of the scheduler: latency of a decode step is made of those.
-            await trio.lowlevel.checkpoint_if_cancelled()
-            if self._has_room(cost) and not self._sending.locked():
-                self._enqueue(data, cost)
-                return
+        data, cost = self._framed(message)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._enqueue(message, data, cost):
+            return  # The common case costs no turn of the scheduler: latency of a decode step is made of those.
         async with self._sending:  # first come, first served: messages of one sender keep their order
             while not self._has_room(cost):
                 await self._room.park()
-            self._enqueue(data, cost)
+            self._put_in_queue(message, data, cost)
+
+    def try_send(self, message: SessionMessage) -> bool:
+        """Queue one message now; False when it would have to wait, be it behind others. Raises PeerUnavailable."""
+        return self._enqueue(message, *self._framed(message))
 
     def end(self, reason: str) -> None:
         """The link is over. Wakes everybody who waits for it; the first reason counts."""
@@ -146,8 +140,9 @@ class Link:
         await self._flushed.wait()
         await self._stream.aclose()
 
-    async def run(self, on_message: OnMessage) -> None:
+    async def run(self, on_message: OnMessage, on_message_nowait: OnMessageNowait | None = None) -> None:
         """Run a greeted link until it ends. Errors of `on_message` other than PeerMisbehaved come out."""
+        self._on_message_nowait = on_message_nowait
         self.state.ask_for_ping()
         async with trio.open_nursery() as tasks:
             tasks.start_soon(self._write)
@@ -162,67 +157,102 @@ class Link:
                 await self.let_go()
             tasks.cancel_scope.cancel()
 
+    def _framed(self, message: SessionMessage) -> tuple[bytes, int]:
+        """Its frame, and what that costs. Raises PeerUnavailable when the peer takes none of that size."""
+        data = frame(message)
+        cost = cost_of(len(data))
+        if not self.state.fits_at_all(cost):
+            raise PeerUnavailable(f"{self.peer} takes no message of {len(data)} bytes")
+        return data, cost
+
     def _has_room(self, cost: int) -> bool:
         if self.ended.is_set():
             raise PeerUnavailable(f"the link to {self.peer} was lost")
         return self._queued_bytes < QUEUE_BYTES_MAX and self.state.may_send(cost)
 
-    def _enqueue(self, data: bytes, cost: int) -> None:
+    def _enqueue(self, message: SessionMessage, data: bytes, cost: int) -> bool:
+        if not self._has_room(cost) or self._sending.locked():
+            return False
+        self._put_in_queue(message, data, cost)
+        return True
+
+    def _put_in_queue(self, message: SessionMessage, data: bytes, cost: int) -> None:
         self.state.spend(cost)
         self._queue.append(data)
         self._queued_bytes += len(data)
         self._to_write.set()
+        if self._tracer is not NO_TRACE:
+            self._note("queued", message)
+            self._traced.append(message if isinstance(message, Step) else None)
+
+    def _note(self, event: str, message: SessionMessage | None, at_s: float | None = None) -> None:
+        if isinstance(message, Step):
+            self._tracer.note(event, message.session, message.position, at_s)
 
     # ── its tasks ────────────────────────────────────────────────────────────────────────────────────────
 
     async def _write(self) -> None:
+        idle = True
         try:
             while True:
-                data = self._next_write()
+                began = trio.current_time()
+                data, frames = self._next_write(began)
                 if not data:
                     self._flushed.set()
                     self._to_write = trio.Event()
                     await self._to_write.wait()
+                    idle = True
                     continue
                 await self._stream.send_all(data)
-                self.state.sent(trio.current_time())
+                self.state.sent(len(data), began, trio.current_time(), idle_before=idle)
+                idle = False
                 self._room.unpark_all()
+                if self._tracer is not NO_TRACE:
+                    for _ in range(frames):
+                        self._note("written", self._traced.popleft())
         except PeerUnavailable as error:
             self.end(str(error))
 
-    def _next_write(self) -> bytes:
-        parts = [frame(message) for message in self.state.take_control(trio.current_time())]
-        size = sum(map(len, parts))
+    def _next_write(self, now: float) -> tuple[bytes, int]:
+        """What to write next, and how many frames of the queue are in it."""
+        parts = [frame(message) for message in self.state.take_control(now)]
+        size, frames = sum(map(len, parts)), 0
         while self._queue and (not size or size + len(self._queue[0]) <= WRITE_BYTES_MAX):
             data = self._queue.popleft()
             self._queued_bytes -= len(data)
             size += len(data)
+            frames += 1
             parts.append(data)
         if not parts and (goodbye := self.state.take_goodbye()) is not None:
             parts.append(frame(goodbye))
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts), frames
 
     async def _read(self) -> None:
         try:
-            self._take(self._early)
+            self._take(self._early, trio.current_time())
             while data := await self._stream.receive_some():
-                self.state.heard(trio.current_time())
-                self._take(self._frames.feed(data))
+                now = trio.current_time()
+                self.state.heard(now)
+                self._take(self._frames.feed(data), now)
             self._put("the peer closed the link")
         except (PeerUnavailable, PeerMisbehaved) as error:
             self.end(str(error))
 
-    def _take(self, payloads: list[bytes]) -> None:
-        now = trio.current_time()
+    def _take(self, payloads: list[bytes], now: float) -> None:
+        traced = self._tracer is not NO_TRACE
+        read_at_s = trace_now() if traced else 0.0
         for payload in payloads:
             message: LinkMessage = decode(payload, LinkMessage)
+            if traced and isinstance(message, Step):
+                self._note("read", message, read_at_s)
+                self._note("decoded", message)
             frame_bytes = HEADER.size + len(payload)
             match self.state.received(message, frame_bytes, now):
                 case None:
                     self._to_write.set()
                 case Goodbye(reason=reason):
                     self._put(f"the peer said goodbye: {reason}")
-                case to_deliver:
+                case to_deliver if not self._deliver_now(to_deliver, cost_of(frame_bytes)):
                     self._inbox_costs.append(cost_of(frame_bytes))
                     self._put(to_deliver)
         self._room.unpark_all()
@@ -232,6 +262,14 @@ class Link:
         """A message, or the reason why it was the last one."""
         self._inbox.append(item)
         self._to_deliver.set()
+
+    def _deliver_now(self, message: SessionMessage, cost: int) -> bool:
+        """In the reader's own turn, when nothing is before it and nobody has to wait: that saves a turn."""
+        if self._on_message_nowait is None or self._inbox or self._delivering or self.ended.is_set():
+            return False
+        if self._tracer is not NO_TRACE:
+            self._note("delivered", message)
+        return self._on_message_nowait(Delivery(self.peer, message, once(self._consumed, cost)))
 
     async def _deliver(self, on_message: OnMessage) -> None:
         try:
@@ -245,21 +283,17 @@ class Link:
                 if isinstance(item, str):
                     self.end(item)
                     return
-                await on_message(Delivery(self.peer, item, self._releaser(self._inbox_costs.popleft())))
+                if self._tracer is not NO_TRACE:
+                    self._note("delivered", item)
+                self._delivering = True
+                await on_message(Delivery(self.peer, item, once(self._consumed, self._inbox_costs.popleft())))
+                self._delivering = False
         except PeerMisbehaved as error:
             self.end(str(error))
 
-    def _releaser(self, cost: int) -> Callable[[], None]:
-        released = False
-
-        def release() -> None:
-            nonlocal released
-            if not released:
-                released = True
-                if self.state.consumed(cost):
-                    self._to_write.set()
-
-        return release
+    def _consumed(self, cost: int) -> None:
+        if self.state.consumed(cost):
+            self._to_write.set()
 
     async def _keep_time(self) -> None:
         while True:

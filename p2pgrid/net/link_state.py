@@ -5,7 +5,10 @@ have sent that were not yet consumed. `Credit` gives consumed bytes back. Whoeve
 PeerMisbehaved of itself.
 """
 
+from collections import deque
+
 from p2pgrid.errors import PeerMisbehaved
+from p2pgrid.net.bandwidth import Bandwidth
 from p2pgrid.settings import LinkSettings
 from p2pgrid.wire.messages import Credit, Goodbye, Hello, LinkControl, LinkMessage, Ping, Pong, SessionMessage
 
@@ -14,6 +17,9 @@ COST_BYTES_MIN = 1024
 
 PINGS_EVERY = 5
 """A link that is always busy still measures its round trip, once in so many heartbeats."""
+
+RTT_SAMPLES = 8
+"""The least of so many round trips is taken for that of a quiet link."""
 
 
 def cost_of(frame_bytes: int) -> int:
@@ -28,6 +34,8 @@ class LinkState:
         self._settings = settings
         self.greeted = False
         self.rtt_s: float | None = None
+        self.bandwidth = Bandwidth()
+        self._rtts_s: deque[float] = deque(maxlen=RTT_SAMPLES)
         # What we may send.
         self._peer_window = 0
         self._credit = 0
@@ -104,11 +112,15 @@ class LinkState:
         self._consumed = 0
 
     def _measure(self, nonce: int, now: float) -> None:
+        timed = self.bandwidth.ponged(nonce, now, min(self._rtts_s, default=None))
         if nonce != self.pinged or self._ping_sent_at is None:
             return
         self.answered = nonce
         sample = now - self._ping_sent_at
         self._ping_sent_at = None
+        if timed:
+            return  # it waited behind a burst
+        self._rtts_s.append(sample)
         self.rtt_s = sample if self.rtt_s is None else 0.875 * self.rtt_s + 0.125 * sample
 
     # ── outgoing ─────────────────────────────────────────────────────────────────────────────────────────
@@ -142,21 +154,30 @@ class LinkState:
         if self._credit_due:
             messages.append(Credit(self._credit_due))
             self._credit_due = 0
-        if self._ping_due:
+        if self.bandwidth.wants_ping:
+            # One that times a burst stands for no other: it knows nothing of the round trip.
+            messages.append(self._ping(now))
+            self.bandwidth.pinged(self.pinged)
+        elif self._ping_due:
             self._ping_due = False
-            self.pinged += 1
-            self._ping_sent_at = self._pinged_at = now
-            messages.append(Ping(self.pinged))
+            self._pinged_at = now
+            messages.append(self._ping(now))
         return messages
+
+    def _ping(self, now: float) -> Ping:
+        self.pinged += 1
+        self._ping_sent_at = now
+        return Ping(self.pinged)
 
     def take_goodbye(self) -> Goodbye | None:
         """The last message, once nothing else waits to be written."""
         goodbye, self._goodbye = self._goodbye, None
         return goodbye
 
-    def sent(self, now: float) -> None:
-        """Something was handed to the stream."""
+    def sent(self, nbytes: int, began: float, now: float, *, idle_before: bool = True) -> None:
+        """So many bytes were handed to the stream since `began`; `idle_before` when nothing had waited for that."""
         self._sent_at = now
+        self.bandwidth.wrote(nbytes, began, idle_before=idle_before)
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────────────
 

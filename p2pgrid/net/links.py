@@ -11,10 +11,12 @@ import trio
 
 from p2pgrid.errors import PeerMisbehaved, PeerUnavailable
 from p2pgrid.ids import PeerId
-from p2pgrid.net.link import Delivery, Link, OnMessage
+from p2pgrid.net.delivery import Delivery, OnMessage, OnMessageNowait
+from p2pgrid.net.link import Link
 from p2pgrid.net.loopback import Loopback
 from p2pgrid.net.transport import ByteStream, Transport
 from p2pgrid.settings import LinkSettings
+from p2pgrid.trace import NO_TRACE, Tracer
 from p2pgrid.wire.messages import STAGE_PROTOCOL, Contact, Goodbye, SessionMessage
 
 __all__ = ["LINKS_MAX", "Delivery", "Links"]
@@ -40,8 +42,10 @@ class Links:
     """Makes, keeps and ends the links of one node.
 
     `on_message(delivery)` is awaited in the order in which a peer sent, one at a time for each peer; when it
-    raises PeerMisbehaved the link is cut. `on_lost(peer, reason)` is called once for each link that ends, but
-    not for those that `run` closes itself when it is cancelled.
+    raises PeerMisbehaved the link is cut. `on_message_nowait(delivery)`, if given, is asked first, in the same order
+    and under the same rules; what it takes (True) costs no turn of the scheduler, and `on_message` does not get it.
+    It is not asked for messages of this node to itself. `on_lost(peer, reason)` is called once for each link that
+    ends, but not for those that `run` closes itself when it is cancelled. `tracer` notes what happens to steps.
     """
 
     def __init__(
@@ -51,14 +55,18 @@ class Links:
         *,
         on_message: OnMessage,
         on_lost: Callable[[PeerId, str], None],
+        on_message_nowait: OnMessageNowait | None = None,
+        tracer: Tracer = NO_TRACE,
     ) -> None:
         self._transport = transport
         self._settings = settings
         self._on_message = on_message
+        self._on_message_nowait = on_message_nowait
         self._on_lost = on_lost
+        self._tracer = tracer
         self._links: dict[PeerId, Link] = {}
         self._dials: dict[PeerId, _Dial] = {}
-        self._loopback = Loopback(transport.peer, settings.window_bytes)
+        self._loopback = Loopback(transport.peer, settings.window_bytes, tracer)
         self._arriving = 0
         self._tasks: trio.Nursery | None = None
         self._closing = False
@@ -104,10 +112,22 @@ class Links:
         if peer == self._transport.peer:
             await self._loopback.send(message)
             return
+        await self._link_to(peer).send(message)
+
+    def try_send(self, peer: PeerId, message: SessionMessage) -> bool:
+        """Hand over one message now. False when it would have to wait, be it behind others: then `send` it.
+
+        Raises PeerUnavailable.
+        """
+        if peer == self._transport.peer:
+            return self._loopback.try_send(message)
+        return self._link_to(peer).try_send(message)
+
+    def _link_to(self, peer: PeerId) -> Link:
         link = self._links.get(peer)
         if link is None:
             raise PeerUnavailable(f"no link to {peer}")
-        await link.send(message)
+        return link
 
     def is_up(self, peer: PeerId) -> bool:
         return peer in self._links or (peer == self._transport.peer and not self._closing)
@@ -118,6 +138,14 @@ class Links:
             return 0.0
         link = self._links.get(peer)
         return link.state.rtt_s if link is not None else None
+
+    def bandwidth_bps(self, peer: PeerId) -> float | None:
+        """Bytes per second that the link carries to that peer; None before it was measured, and to ourselves.
+
+        Measured on bursts of 64 KiB or more; see `net.bandwidth`.
+        """
+        link = self._links.get(peer)
+        return link.state.bandwidth.bytes_s if link is not None else None
 
     def peers(self) -> list[PeerId]:
         """Those whose link is up, ourselves left out."""
@@ -143,12 +171,12 @@ class Links:
                     farewells.start_soon(link.finish, "the node closes its links")
 
     def _new_link(self, stream: ByteStream) -> Link:
-        return Link(stream, self._settings, AGENT, self._ended)
+        return Link(stream, self._settings, AGENT, self._ended, self._tracer)
 
     def _up(self, link: Link, tasks: trio.Nursery) -> None:
         """From here on this is the link to its peer. No await between the decision for it and this."""
         self._links[link.peer] = link
-        tasks.start_soon(link.run, self._on_message)
+        tasks.start_soon(link.run, self._on_message, self._on_message_nowait)
         dial = self._dials.pop(link.peer, None)
         if dial is not None:
             dial.done.set()

@@ -1,22 +1,23 @@
 """The link of a node to itself: no stream, no encoding, the same flow control and the same order."""
 
 from collections import deque
-from collections.abc import Callable
 
 import msgspec
 import trio
 
 from p2pgrid.ids import PeerId
-from p2pgrid.net.link import Delivery, OnMessage
+from p2pgrid.net.delivery import Delivery, OnMessage, once
 from p2pgrid.net.link_state import cost_of
-from p2pgrid.wire.messages import SessionMessage
+from p2pgrid.trace import NO_TRACE, Tracer
+from p2pgrid.wire.messages import SessionMessage, Step
 
 
 class Loopback:
     """Messages of a node to itself. At most `window_bytes` of them wait to be consumed."""
 
-    def __init__(self, peer: PeerId, window_bytes: int) -> None:
+    def __init__(self, peer: PeerId, window_bytes: int, tracer: Tracer = NO_TRACE) -> None:
         self._peer = peer
+        self._tracer = tracer
         self._room_bytes = self._window_bytes = window_bytes
         self._inbox: deque[tuple[SessionMessage, int]] = deque()
         self._sending = trio.Lock()
@@ -24,14 +25,34 @@ class Loopback:
         self._arrived = trio.Event()
 
     async def send(self, message: SessionMessage) -> None:
-        cost = min(_size_of(message), self._window_bytes)
+        """Queue one message; waits for room."""
+        cost = self._cost_of(message)
         async with self._sending:
             while self._room_bytes < cost:
                 self._room = trio.Event()
                 await self._room.wait()
-            self._room_bytes -= cost
-            self._inbox.append((message, cost))
-            self._arrived.set()
+            self._enqueue(message, cost)
+
+    def try_send(self, message: SessionMessage) -> bool:
+        """Queue one message now; False when it would have to wait, be it behind others."""
+        cost = self._cost_of(message)
+        if self._sending.locked() or self._room_bytes < cost:
+            return False
+        self._enqueue(message, cost)
+        return True
+
+    def _cost_of(self, message: SessionMessage) -> int:
+        return min(_size_of(message), self._window_bytes)
+
+    def _enqueue(self, message: SessionMessage, cost: int) -> None:
+        self._room_bytes -= cost
+        self._inbox.append((message, cost))
+        self._arrived.set()
+        self._note("queued", message)
+
+    def _note(self, event: str, message: SessionMessage) -> None:
+        if self._tracer is not NO_TRACE and isinstance(message, Step):
+            self._tracer.note(event, message.session, message.position)
 
     async def run(self, on_message: OnMessage) -> None:
         while True:
@@ -39,19 +60,12 @@ class Loopback:
                 self._arrived = trio.Event()
                 await self._arrived.wait()
             message, cost = self._inbox.popleft()
-            await on_message(Delivery(self._peer, message, self._releaser(cost)))
+            self._note("delivered", message)
+            await on_message(Delivery(self._peer, message, once(self._consumed, cost)))
 
-    def _releaser(self, cost: int) -> Callable[[], None]:
-        released = False
-
-        def release() -> None:
-            nonlocal released
-            if not released:
-                released = True
-                self._room_bytes += cost
-                self._room.set()
-
-        return release
+    def _consumed(self, cost: int) -> None:
+        self._room_bytes += cost
+        self._room.set()
 
 
 def _size_of(message: SessionMessage) -> int:

@@ -90,7 +90,7 @@ def test_a_ping_goes_out_when_the_link_was_quiet_for_a_heartbeat() -> None:
     one, other = greeted_pair()
     one.tick(0.0)
     assert [type(m) for m in one.take_control(0.0)] == [Ping]
-    one.sent(0.0)
+    one.sent(20, 0.0, 0.0)
     one.tick(0.9)
     assert one.take_control(0.9) == []
     one.heard(0.9)
@@ -101,6 +101,41 @@ def test_a_ping_goes_out_when_the_link_was_quiet_for_a_heartbeat() -> None:
     assert pong == Pong(one.pinged)
     one.received(pong, 10, 1.5)
     assert one.rtt_s == pytest.approx(0.5)
+
+
+def test_a_ping_behind_a_burst_times_the_link_and_not_its_round_trip() -> None:
+    one, other = greeted_pair()
+
+    def ping_and_back(at: float, there: float) -> None:
+        (ping,) = one.take_control(at)
+        other.received(ping, 10, there)
+        (pong,) = other.take_control(there)
+        one.received(pong, 10, there + 0.1)
+
+    one.ask_for_ping()
+    ping_and_back(0.0, 0.1)
+    assert one.rtt_s == pytest.approx(0.2)
+    one.sent(100_000, 1.0, 1.001)
+    ping_and_back(1.001, 2.1)  # it takes a second for the burst to get there
+    assert one.bandwidth.bytes_s == pytest.approx(100_000)
+    assert one.rtt_s == pytest.approx(0.2)
+    assert one.answered == 2, "it is a sign of life like any other"
+
+
+def test_a_busy_link_still_measures_its_round_trip() -> None:
+    one, other = greeted_pair()
+    now = 0.0
+    for _ in range(200):  # bursts all the time, for 20 s
+        one.sent(100_000, now, now)
+        one.heard(now)
+        for at in (now, now + 0.05):
+            for ping in one.take_control(at):
+                other.received(ping, 10, at)
+                for pong in other.take_control(at):
+                    one.received(pong, 10, at + 0.02)
+        one.tick(now + 0.05)
+        now += 0.1
+    assert one.rtt_s == pytest.approx(0.02)
 
 
 def test_many_pings_are_answered_once() -> None:

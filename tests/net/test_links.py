@@ -9,14 +9,14 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 
-from p2pgrid.errors import PeerUnavailable
+from p2pgrid.errors import PeerMisbehaved, PeerUnavailable
 from p2pgrid.net.links import Delivery, Links
 from p2pgrid.net.memory_transport import MemoryNetwork
 from p2pgrid.settings import LinkSettings
 from p2pgrid.wire.codec import frame
 from p2pgrid.wire.messages import STAGE_PROTOCOL, Contact, Credit, Goodbye, Hello, Token
 from tests.net.hostile import assert_survives, payloads
-from tests.net.peers import Node, identity, linked, step, token
+from tests.net.peers import SESSION, Node, identity, linked, step, token
 
 SMALL = LinkSettings(window_bytes=64 * 1024)
 
@@ -254,6 +254,171 @@ async def test_release_twice_counts_once(autojump_clock: trio.abc.Clock) -> None
         assert waiting.cancelled_caught
         assert len(b.arrived) == 8
         assert not a.lost
+
+
+async def test_trying_to_send_never_waits_and_says_when_it_would(autojump_clock: trio.abc.Clock) -> None:
+    async with swarm(2, settings=SMALL, hold=True) as (a, b):
+        await a.links.connect(b.contact)
+        for to in (a, b):
+            sent = 0
+            while a.links.try_send(to.peer, step(10_000, sent)):
+                sent += 1
+            assert sent == 6, "64 KiB hold six messages of 10 kB"
+        await a.arrival(6)
+        await b.arrival(6)
+        for node in (a, b):
+            node.held.pop(0).release()
+            node.held.pop(0).release()
+        await trio.sleep(2)
+        assert a.links.try_send(a.peer, step(10_000, 6))
+        assert a.links.try_send(b.peer, step(10_000, 6))
+        with pytest.raises(PeerUnavailable, match="takes no message"):
+            a.links.try_send(b.peer, step(70_000))
+    with pytest.raises(PeerUnavailable, match="no link"):
+        a.links.try_send(b.peer, token(0))
+
+
+@pytest.mark.parametrize("to_itself", [False, True])
+async def test_who_tries_does_not_overtake_who_waits(autojump_clock: trio.abc.Clock, to_itself: bool) -> None:
+    async with swarm(2, settings=SMALL, hold=True) as (a, other):
+        await a.links.connect(other.contact)
+        b = a if to_itself else other
+        for position in range(6):
+            assert a.links.try_send(b.peer, step(10_000, position))
+        async with trio.open_nursery() as tasks:
+            for position in range(6, 9):
+                tasks.start_soon(a.links.send, b.peer, step(10_000, position))
+                await trio.testing.wait_all_tasks_blocked()
+            while not a.links.try_send(b.peer, token(9)):
+                while b.held:
+                    b.held.pop(0).release()
+                await trio.sleep(0.001)
+        await b.arrival(10)
+        assert [message.position for _, message in b.arrived] == list(range(10))  # type: ignore[union-attr]
+
+
+async def test_what_is_taken_at_once_keeps_its_place_among_what_is_not(autojump_clock: trio.abc.Clock) -> None:
+    """Even positions are taken by the reader itself, odd ones need a handler that sleeps."""
+    network = MemoryNetwork(random.Random(1))
+    order: list[tuple[int, str]] = []
+
+    def on_message_nowait(delivery: Delivery) -> bool:
+        assert isinstance(delivery.message, Token)
+        if delivery.message.position % 2:
+            return False
+        order.append((delivery.message.position, "at once"))
+        delivery.release()
+        return True
+
+    async def on_message(delivery: Delivery) -> None:
+        assert isinstance(delivery.message, Token)
+        await trio.sleep(0.01)
+        order.append((delivery.message.position, "later"))
+        delivery.release()
+
+    async with swarm(1, network, SMALL) as (a,), network.open(identity(7)) as transport, trio.open_nursery() as tasks:
+        links = Links(
+            transport,
+            SMALL,
+            on_message=on_message,
+            on_lost=lambda peer, reason: None,
+            on_message_nowait=on_message_nowait,
+        )
+        await tasks.start(links.run)
+        await a.links.connect(Contact(transport.peer))
+        for position in range(200):  # more than the window: every release counts
+            await a.links.send(transport.peer, token(position))
+            if position % 5 == 0:
+                await trio.sleep(0.1)
+        await trio.sleep(10)
+        assert [position for position, _ in order] == list(range(200))
+        assert {how for position, how in order if position % 2 == 0} == {"at once", "later"}
+        assert {how for position, how in order if position % 2} == {"later"}
+        tasks.cancel_scope.cancel()
+
+
+async def test_misbehaviour_that_is_seen_at_once_cuts_the_link(autojump_clock: trio.abc.Clock) -> None:
+    network = MemoryNetwork(random.Random(1))
+    taken: list[Delivery] = []
+
+    def on_message_nowait(delivery: Delivery) -> bool:
+        taken.append(delivery)
+        raise PeerMisbehaved("not this")
+
+    async def on_message(delivery: Delivery) -> None:
+        taken.append(delivery)
+
+    async with swarm(1, network) as (a,), network.open(identity(7)) as transport, trio.open_nursery() as tasks:
+        lost: list[str] = []
+        links = Links(
+            transport,
+            LinkSettings(),
+            on_message=on_message,
+            on_lost=lambda peer, reason: lost.append(reason),
+            on_message_nowait=on_message_nowait,
+        )
+        await tasks.start(links.run)
+        await a.links.connect(Contact(transport.peer))
+        for position in range(3):
+            a.links.try_send(transport.peer, token(position))
+        await a.loss()
+        assert lost == ["not this"]
+        assert len(taken) == 1, "nothing of a peer is delivered once its link was cut"
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("bandwidth_bytes_s", [2e6, 10e6, 40e6])
+async def test_a_link_knows_what_it_carries_once_something_large_was_sent(
+    autojump_clock: trio.abc.Clock, bandwidth_bytes_s: float
+) -> None:
+    network = MemoryNetwork(random.Random(1), latency_s=0.0005, bandwidth_bytes_s=bandwidth_bytes_s)
+    async with swarm(2, network) as (a, b):
+        await a.links.connect(b.contact)
+        for position in range(100):
+            await a.links.send(b.peer, token(position))
+            await trio.sleep(0.01)
+        assert a.links.bandwidth_bps(b.peer) is None
+        await a.links.send(b.peer, step(295_000))
+        await trio.sleep(1)
+        assert a.links.bandwidth_bps(b.peer) == pytest.approx(bandwidth_bytes_s, rel=0.15)
+        assert b.links.bandwidth_bps(a.peer) is None, "each direction for itself"
+        assert a.links.rtt_s(b.peer) == pytest.approx(0.001, rel=0.1), "a burst makes no longer way"
+        assert a.links.bandwidth_bps(a.peer) is None
+        assert a.links.bandwidth_bps(identity(99).peer) is None
+
+
+async def test_a_trace_has_every_event_of_a_step_in_order_and_nothing_else(autojump_clock: trio.abc.Clock) -> None:
+    notes: list[tuple[str, int]] = []
+
+    class Notes:
+        def note(self, event: str, session: str, position: int, at_s: float | None = None) -> None:
+            assert session == SESSION
+            notes.append((event, position))
+
+    async def on_message(delivery: Delivery) -> None:
+        delivery.release()
+
+    network = MemoryNetwork(random.Random(1))
+    async with network.open(identity(1)) as one, network.open(identity(2)) as other, trio.open_nursery() as tasks:
+        everyone = [
+            Links(transport, LinkSettings(), on_message=on_message, on_lost=lambda peer, reason: None, tracer=Notes())
+            for transport in (one, other)
+        ]
+        for links in everyone:
+            await tasks.start(links.run)
+        await everyone[0].connect(Contact(other.peer))
+        for message in (token(1), step(5000, 2), token(3), step(100_000, 4), step(5, 5)):
+            await everyone[0].send(other.peer, message)
+        await trio.sleep(1)
+        for position in (2, 4, 5):
+            of_step = [event for event, at in notes if at == position]
+            assert of_step == ["queued", "written", "read", "decoded", "delivered"]
+        assert {at for _, at in notes} == {2, 4, 5}
+        notes.clear()
+        await everyone[0].send(one.peer, step(5, 6))
+        await trio.sleep(1)
+        assert notes == [("queued", 6), ("delivered", 6)]
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_slow_handler_of_one_peer_does_not_hold_up_another(autojump_clock: trio.abc.Clock) -> None:
