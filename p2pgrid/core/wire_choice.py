@@ -5,7 +5,7 @@ chunk is computed it is free as long as it takes no longer than that, so from ab
 each step of a decode, is waited for. At 25 MB/s the whole chunk takes 12 ms, a quarter of its computing, and halving
 it would win less than the last bits of fp32 are worth: an answer that does not depend on the link. Below that fp16
 halves what is waited for. Below 6 MB/s even fp16 (25 ms at least) begins to be what prefill waits for, and int8 takes
-0.29 of fp32's bytes.
+0.27 of fp32's bytes.
 """
 
 from typing import Literal, assert_never

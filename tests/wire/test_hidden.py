@@ -67,10 +67,10 @@ def test_int8_is_off_by_half_a_step_of_the_block_and_keeps_the_largest_channels(
         assert (off[row, kept] <= np.maximum(exact, rest.max() / 127 + 2**-23)).all()
 
 
-def test_int8_takes_29_percent_of_the_bytes() -> None:
+def test_int8_takes_little_more_than_a_quarter_of_the_bytes() -> None:
     _, data = pack_hidden(np.ones((128, 576), dtype=np.float32), "int8")
     assert len(data) == 128 * (2 * 18 + 4 * 4 + 576)
-    assert len(data) < 0.29 * 4 * 128 * 576
+    assert len(data) < 0.273 * 4 * 128 * 576
 
 
 def test_int8_lies_on_the_wire_as_the_page_says() -> None:
