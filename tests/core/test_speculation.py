@@ -58,7 +58,7 @@ class RingStage:
             assert isinstance(decision, Run | Ignore), "a step that leaves a gap"
             if isinstance(decision, Run):
                 self.busy = True
-                self._ring.later(self._ring.compute_s, lambda done=step: self._done(done))
+                self._ring.at(self._ring.now + self._ring.compute_s, lambda done=step: self._done(done))
 
     def _done(self, step: Sent) -> None:
         self.busy = False
@@ -107,8 +107,9 @@ class Ring:
     def wasted(self) -> int:
         return len(self.drafted) - self.came_true
 
-    def later(self, delay_s: float, do: Callable[[], None]) -> None:
-        heapq.heappush(self._events, (self.now + delay_s, next(self._number), do))
+    def at(self, time: float, do: Callable[[], None]) -> None:
+        """What is due at the same time is done in the order in which it was asked for."""
+        heapq.heappush(self._events, (time, next(self._number), do))
 
     def run(self) -> "Ring":
         self._fed(self.prompt - 1, self.truth[self.prompt - 1])
@@ -155,9 +156,8 @@ class Ring:
     def _send(self, hop: int, position: int, arrive: Callable[[], None]) -> None:
         """Over the link behind `hop`. Nothing overtakes what was sent before it."""
         stall_s = STALL_S if (hop, position) in self.stalls else 0.0
-        at = max(self._link_free_at[hop], self.now + self.latency_s + stall_s)
-        self._link_free_at[hop] = at
-        self.later(at - self.now, arrive)
+        self._link_free_at[hop] = max(self._link_free_at[hop], self.now + self.latency_s + stall_s)
+        self.at(self._link_free_at[hop], arrive)
 
 
 class Eager(Drafter):
