@@ -307,6 +307,15 @@ def test_a_real_step_from_the_client_voids_what_is_in_flight() -> None:
     assert not drafter.fed(8, proposed[0][1], 0.3)
 
 
+def test_a_step_that_was_voided_measures_no_round() -> None:
+    drafter = Drafter(3)
+    drafter.saw(0, [1, 2, 3] * 4)
+    drafter.sent(11, 0.0, 0.004)
+    drafter.saw(11, [3])
+    drafter.fed(12, 1, 0.3)
+    assert drafter.propose(100) == []
+
+
 def test_a_step_that_the_stage_will_refuse_tells_the_drafter_nothing() -> None:
     drafter = measured([1, 2, 3] * 4)
     assert drafter.propose(100)[0] == (12, 1)
