@@ -70,8 +70,14 @@ class Stage(Protocol):
 class Executor(Protocol):
     """Runs work in a lane of its own, one piece at a time, first come first served."""
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """The result of `work()`. A cancelled caller still waits until the work has really stopped."""
+    async def run(self, work: Callable[[], T], expected_s: float | None = None) -> T:
+        """The result of `work()`. A cancelled caller still waits until the work has really stopped.
 
-    def turn(self) -> AbstractAsyncContextManager[None]:
-        """Our turn to compute, where stages of one machine take turns. Whoever chooses what to run does so in it."""
+        Work that is `expected_s` to be over soon may run at once, in the caller's own thread.
+        """
+
+    def turn(self) -> AbstractAsyncContextManager[Callable[[], None]]:
+        """Our turn to compute, where stages of one machine take turns. Whoever chooses what to run does so in it.
+
+        What it gives is to be called when the computing is over.
+        """

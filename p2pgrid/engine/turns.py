@@ -10,7 +10,7 @@ waited for `PATIENCE_S`, and then for a while no more.
 import contextlib
 import fcntl
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -43,23 +43,32 @@ class Turns:
         self._distrust_until = float("-inf")
 
     @asynccontextmanager
-    async def take(self) -> AsyncIterator[None]:
-        """Our turn, for as long as the context lasts. What others are to hear of should be on its way by then."""
+    async def take(self) -> AsyncIterator[Callable[[], None]]:
+        """Our turn, for as long as the context lasts. Call what it gives when the computing is over.
+
+        Then, if nobody waits, the turn ends at once, and whoever gets our results need not wait for it. If somebody
+        does, it ends with the context: what we send until then may join what runs next.
+        """
         held = await self._acquire()
-        try:
-            yield
-        finally:
-            if held:
-                if _locks(self._queue, fcntl.LOCK_EX):
-                    fcntl.flock(self._queue, fcntl.LOCK_UN)
-                else:  # somebody waits: let our results go out first, they may join what runs next
-                    with trio.CancelScope(shield=True):
-                        await trio.lowlevel.checkpoint()
-                    self._step_aside = True
+
+        def end_unless_awaited() -> None:
+            nonlocal held
+            if held and _locks(self._queue, fcntl.LOCK_EX):
+                fcntl.flock(self._queue, fcntl.LOCK_UN)
                 fcntl.flock(self._turn, fcntl.LOCK_UN)
-                if self._step_aside:
-                    with contextlib.suppress(BlockingIOError):
-                        os.write(self._news, b".")
+                held = False
+
+        try:
+            yield end_unless_awaited
+        finally:
+            end_unless_awaited()
+            if held:
+                with trio.CancelScope(shield=True):
+                    await trio.lowlevel.checkpoint()  # results that a writer of ours has yet to write
+                fcntl.flock(self._turn, fcntl.LOCK_UN)
+                self._step_aside = True
+                with contextlib.suppress(BlockingIOError):
+                    os.write(self._news, b".")
 
     def close(self) -> None:
         for descriptor in (self._turn, self._queue, self._news):

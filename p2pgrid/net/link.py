@@ -8,15 +8,13 @@ import trio
 from p2pgrid.errors import PeerMisbehaved, PeerUnavailable
 from p2pgrid.net.delivery import Delivery, OnMessage, OnMessageNowait, once
 from p2pgrid.net.link_state import LinkState, cost_of
+from p2pgrid.net.outgoing import Outgoing
 from p2pgrid.net.transport import ByteStream
 from p2pgrid.settings import LinkSettings
 from p2pgrid.trace import NO_TRACE, Tracer
 from p2pgrid.trace import now as trace_now
 from p2pgrid.wire.codec import HEADER, FrameBuffer, decode, frame
 from p2pgrid.wire.messages import Goodbye, Hello, LinkMessage, SessionMessage, Step
-
-WRITE_BYTES_MAX = 65_500
-"""Frames are joined up to this size: what fits one message of the encryption underneath."""
 
 QUEUE_BYTES_MAX = 1024 * 1024
 """Frames that wait to be written; a sender waits while there are more."""
@@ -43,12 +41,9 @@ class Link:
         self._stream = stream
         self._on_end = on_end
         self._tracer = tracer
-        self._traced: deque[Step | None] = deque()
-        """With a tracer: what is in `_queue`, frame by frame."""
         self._frames = FrameBuffer()
         self._early: list[bytes] = []
-        self._queue: deque[bytes] = deque()
-        self._queued_bytes = 0
+        self._outgoing = Outgoing()
         self._inbox: deque[SessionMessage | str] = deque()
         self._inbox_costs: deque[int] = deque()
         self._on_message_nowait: OnMessageNowait | None = None
@@ -57,6 +52,7 @@ class Link:
         self._room = trio.lowlevel.ParkingLot()
         self._answer = trio.lowlevel.ParkingLot()
         self._to_write = trio.Event()
+        self._writer_waits = False
         self._to_deliver = trio.Event()
         self._flushed = trio.Event()
 
@@ -168,7 +164,7 @@ class Link:
     def _has_room(self, cost: int) -> bool:
         if self.ended.is_set():
             raise PeerUnavailable(f"the link to {self.peer} was lost")
-        return self._queued_bytes < QUEUE_BYTES_MAX and self.state.may_send(cost)
+        return self._outgoing.nbytes < QUEUE_BYTES_MAX and self.state.may_send(cost)
 
     def _enqueue(self, message: SessionMessage, data: bytes, cost: int) -> bool:
         if not self._has_room(cost) or self._sending.locked():
@@ -178,15 +174,31 @@ class Link:
 
     def _put_in_queue(self, message: SessionMessage, data: bytes, cost: int) -> None:
         self.state.spend(cost)
-        self._queue.append(data)
-        self._queued_bytes += len(data)
+        self._note("queued", message)
+        if self._writer_waits and self._write_now(data):
+            self._note("written", message)
+            return
+        self._outgoing.append(data, message)
         self._to_write.set()
-        if self._tracer is not NO_TRACE:
-            self._note("queued", message)
-            self._traced.append(message if isinstance(message, Step) else None)
 
-    def _note(self, event: str, message: SessionMessage | None, at_s: float | None = None) -> None:
-        if isinstance(message, Step):
+    def _write_now(self, data: bytes) -> bool:
+        """In the sender's own turn, when nothing is before it: that saves one."""
+        if self._to_write.is_set():
+            return False
+        now = trio.current_time()
+        try:
+            if not self._stream.try_send(data):
+                return False
+        except PeerUnavailable as error:
+            self.end(str(error))
+            raise
+        self.state.sent(len(data), now, now, idle_before=True)
+        if self._stream.unsent or self.state.bandwidth.wants_ping:
+            self._to_write.set()
+        return True
+
+    def _note(self, event: str, message: SessionMessage, at_s: float | None = None) -> None:
+        if self._tracer is not NO_TRACE and isinstance(message, Step):
             self._tracer.note(event, message.session, message.position, at_s)
 
     # ── its tasks ────────────────────────────────────────────────────────────────────────────────────────
@@ -196,11 +208,13 @@ class Link:
         try:
             while True:
                 began = trio.current_time()
-                data, frames = self._next_write(began)
-                if not data:
+                data, written = self._outgoing.next_write(self.state, began)
+                if not data and not self._stream.unsent:
                     self._flushed.set()
                     self._to_write = trio.Event()
+                    self._writer_waits = True
                     await self._to_write.wait()
+                    self._writer_waits = False
                     idle = True
                     continue
                 await self._stream.send_all(data)
@@ -208,24 +222,10 @@ class Link:
                 idle = False
                 self._room.unpark_all()
                 if self._tracer is not NO_TRACE:
-                    for _ in range(frames):
-                        self._note("written", self._traced.popleft())
+                    for message in written:
+                        self._note("written", message)
         except PeerUnavailable as error:
             self.end(str(error))
-
-    def _next_write(self, now: float) -> tuple[bytes, int]:
-        """What to write next, and how many frames of the queue are in it."""
-        parts = [frame(message) for message in self.state.take_control(now)]
-        size, frames = sum(map(len, parts)), 0
-        while self._queue and (not size or size + len(self._queue[0]) <= WRITE_BYTES_MAX):
-            data = self._queue.popleft()
-            self._queued_bytes -= len(data)
-            size += len(data)
-            frames += 1
-            parts.append(data)
-        if not parts and (goodbye := self.state.take_goodbye()) is not None:
-            parts.append(frame(goodbye))
-        return parts[0] if len(parts) == 1 else b"".join(parts), frames
 
     async def _read(self) -> None:
         try:

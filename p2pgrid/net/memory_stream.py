@@ -120,6 +120,11 @@ class MemoryStream:
     async def send_all(self, data: bytes) -> None:
         await self._outgoing.send(data)
 
+    unsent = False
+
+    def try_send(self, data: bytes) -> bool:
+        return False
+
     async def receive_some(self) -> bytes:
         return await self._incoming.receive()
 

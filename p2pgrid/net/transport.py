@@ -22,6 +22,16 @@ class ByteStream(Protocol):
     async def send_all(self, data: bytes) -> None:
         """Raises PeerUnavailable when the peer is gone."""
 
+    def try_send(self, data: bytes) -> bool:
+        """Write in the caller's own turn, while no `send_all` is under way; False where that cannot be.
+
+        After True `data` is the stream's to write; what the system did not take yet goes out with the next `send_all`,
+        which may be one of no bytes: `unsent` says whether there has to be one. Raises as `send_all`.
+        """
+
+    @property
+    def unsent(self) -> bool: ...
+
     async def receive_some(self) -> bytes:
         """Some bytes, or `b""` when the peer finished. Raises PeerUnavailable when it is gone."""
 

@@ -58,6 +58,14 @@ class Peer:
         else:
             raise PeerMisbehaved("a request for a stage, and none is served here", delivery.peer)
 
+    def on_message_nowait(self, delivery: Delivery) -> bool:
+        """Whether the message needed nobody to wait, and was seen to; the rest is `on_message`'s."""
+        message = delivery.message
+        if isinstance(message, Step | Close):
+            ours = isinstance(message, Step) and self.pipeline.relays(message.session)
+            return not ours and self.worker is not None and self.worker.on_message_nowait(delivery)
+        return self.pipeline.on_message_nowait(delivery)
+
     def on_lost(self, peer: PeerId, reason: str) -> None:
         self.pipeline.on_lost(peer, reason)
         if self.worker is not None:
@@ -85,10 +93,20 @@ async def open_peer(
     async def on_message(delivery: Delivery) -> None:
         await peer.on_message(delivery)
 
+    def on_message_nowait(delivery: Delivery) -> bool:
+        return peer.on_message_nowait(delivery)
+
     def on_lost(lost: PeerId, reason: str) -> None:
         peer.on_lost(lost, reason)
 
-    links = Links(transport, link_settings, on_message=on_message, on_lost=on_lost, tracer=tracer)
+    links = Links(
+        transport,
+        link_settings,
+        on_message=on_message,
+        on_message_nowait=on_message_nowait,
+        on_lost=on_lost,
+        tracer=tracer,
+    )
     discovery = Discovery(transport, SwarmView(), discovery_settings, identity=identity, wall=wall, rng=rng)
     pipeline = Pipeline(links, pipeline_settings, lambda: SessionId(f"{rng.getrandbits(128):032x}"))
     peer = Peer(transport, links, discovery, pipeline, pipeline_settings, rng, tracer)

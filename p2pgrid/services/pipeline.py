@@ -196,11 +196,20 @@ class Pipeline:
         message = delivery.message
         if isinstance(message, Step):
             await self._relay(delivery.peer, message)
-        elif not isinstance(message, Opened | Token | Scores | OutOfSync | Busy | Failed):
+            delivery.release()
+        elif not self.on_message_nowait(delivery):
             raise PeerMisbehaved(f"{type(message).__name__} is not for a client", delivery.peer)
-        elif (session := self._sessions.get(message.session)) is not None and session.epoch == message.epoch:
+
+    def on_message_nowait(self, delivery: Delivery) -> bool:
+        """Take what a client is told; False for anything else."""
+        message = delivery.message
+        if not isinstance(message, Opened | Token | Scores | OutOfSync | Busy | Failed):
+            return False
+        session = self._sessions.get(message.session)
+        if session is not None and session.epoch == message.epoch:
             session.take(delivery.peer, message)
         delivery.release()
+        return True
 
     def relays(self, session: SessionId) -> bool:
         """Whether steps of `session` pass through here."""

@@ -438,6 +438,31 @@ async def test_the_end_of_a_closed_stream_comes_after_all_its_bytes() -> None:
             await one.send_all(b"x")
 
 
+async def test_what_is_written_at_once_keeps_its_order_and_is_cut_by_no_end() -> None:
+    """Until the system takes no more; what it did not take goes with the next write, or with the end."""
+    sent, got = bytearray(), bytearray()
+    async with streams() as (one, other):
+
+        async def write() -> None:
+            for round_ in range(3):
+                while not one.unsent:
+                    data = os.urandom(PIECE_BYTES_MAX - round_)
+                    assert one.try_send(data)
+                    sent.extend(data)
+                assert not one.try_send(b"out of order")
+                if round_ < 2:
+                    await one.send_all(b"")
+            await one.aclose()
+
+        async def read() -> None:
+            await trio.sleep(0.05)
+            while data := await other.receive_some():
+                got.extend(data)
+
+        await together(write, read)
+    assert got == sent
+
+
 async def test_nothing_sent_is_no_end() -> None:
     async with streams() as (one, other):
         await one.send_all(b"")

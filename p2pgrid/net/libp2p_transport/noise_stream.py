@@ -5,6 +5,7 @@ message is a u16 length, big-endian, and so many bytes), after which every messa
 empty one is its end: it is authenticated, which TCP's own end is not.
 """
 
+import os
 import socket
 import struct
 from collections.abc import Awaitable
@@ -46,6 +47,7 @@ class NoiseStream:
         self._encrypt = noise.cipher_state_encrypt.encrypt_with_ad
         self._decrypt = noise.cipher_state_decrypt.decrypt_with_ad
         self._sealed = bytearray()
+        self._unsent = b""
         self._writing = False
         self._reading = False
         self._finished = False
@@ -64,12 +66,32 @@ class NoiseStream:
         try:
             # Never cut in half: what is encrypted and not sent would be missing from the order of the nonces.
             with trio.CancelScope(shield=True):
+                if self._unsent:
+                    unsent, self._unsent = self._unsent, b""
+                    await self._stream.send_all(unsent)
                 for start in range(0, len(data), BURST_BYTES_MAX):
                     await self._stream.send_all(self._seal(data[start : start + BURST_BYTES_MAX]))
         except _SOCKET_ERRORS as error:
             raise PeerUnavailable(f"the connection to {self._peer} broke: {_brief(error)}") from error
         finally:
             self._writing = False
+
+    @property
+    def unsent(self) -> bool:
+        return bool(self._unsent)
+
+    def try_send(self, data: bytes) -> bool:
+        if self._closed or self._writing or self._unsent or len(data) > PIECE_BYTES_MAX:
+            return False
+        sealed = self._seal(data)
+        try:
+            written = os.write(self._stream.socket.fileno(), sealed)
+        except BlockingIOError:
+            written = 0
+        except OSError as error:
+            raise PeerUnavailable(f"the connection to {self._peer} broke: {_brief(error)}") from error
+        self._unsent = sealed[written:]
+        return True
 
     async def receive_some(self) -> bytes:
         return await self._receive(READ_BYTES)
@@ -148,7 +170,7 @@ class NoiseStream:
         if self._writing:
             return  # a writer is stuck; what it began can have no end
         try:
-            await self._stream.send_all(self._seal(b""))
+            await self._stream.send_all(self._unsent + self._seal(b""))
             await self._stream.send_eof()
             while True:
                 if self._reading:

@@ -57,6 +57,11 @@ class Libp2pStream:
         except _STREAM_ERRORS as error:
             raise PeerUnavailable(f"the stream to {self._peer} broke: {_brief(error)}") from error
 
+    unsent = False
+
+    def try_send(self, data: bytes) -> bool:
+        return False
+
     async def receive_some(self) -> bytes:
         try:
             return await self._quick.read()

@@ -89,6 +89,8 @@ class StageLoop:
         self._scheduler = Scheduler(BATCH_ROWS_MAX)
         self._seats: dict[int, Seat] = {}
         self._work = trio.Event()
+        self._expected_s: dict[int, float] = {}
+        """Positions in a batch → how long one like it took last."""
 
     def enter(self, seat: Seat) -> None:
         seat.entered = True
@@ -124,10 +126,13 @@ class StageLoop:
             while not len(self._scheduler):
                 self._work = trio.Event()
                 await self._work.wait()
-            async with self._executor.turn():  # what comes while we wait for it joins the batch
+            async with self._executor.turn() as turn_over:  # what comes while we wait for it joins the batch
                 batch = [ready for waiting in self._scheduler.next() if (ready := self._check(waiting)) is not None]
                 if batch:
-                    await self._run(batch)
+                    results, took_s = await self._run(batch)
+                    turn_over()
+                    for ready, result in zip(batch, results, strict=True):
+                        self._done(ready, result, took_s)
 
     # ── schedule ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -221,19 +226,18 @@ class StageLoop:
 
     # ── run ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _run(self, batch: Sequence[_Ready]) -> None:
-        """Run what was scheduled together, and see to the results in the order of the batch."""
+    async def _run(self, batch: Sequence[_Ready]) -> tuple[Sequence[StepOut | LocalFault], float]:
+        """What came of each step that was scheduled together, and the seconds it took."""
         began_at = trio.current_time()
         self._note("started", batch)
         results: Sequence[StepOut | LocalFault]
         try:
-            results = await self._executor.run(self._work_of(batch))
+            results = await self._executor.run(self._work_of(batch), self._expected_s.get(_positions(batch)))
         except LocalFault as error:
             results = [error] * len(batch)
         self._note("computed", batch)
-        took_s = trio.current_time() - began_at
-        for ready, result in zip(batch, results, strict=True):
-            self._done(ready, result, took_s)
+        took_s = self._expected_s[_positions(batch)] = trio.current_time() - began_at
+        return results, took_s
 
     def _work_of(self, batch: Sequence[_Ready]) -> Callable[[], Sequence[StepOut | LocalFault]]:
         if len(batch) > 1 or not batch[0].alone:
@@ -305,6 +309,10 @@ class StageLoop:
             return
         for ready in batch:
             self._tracer.note(event, ready.queued.step.session, ready.queued.step.position)
+
+
+def _positions(batch: Sequence[_Ready]) -> int:
+    return sum(len(ready.tokens) for ready in batch)
 
 
 def _nothing() -> None:

@@ -90,11 +90,13 @@ class Prefixes:
 
 
 def _scope(machine: StageSession) -> bytes:
-    """Whose prompts may be shared: those of one client, in one of its scopes, behind the same stages.
+    """Whose prompts may be shared: those of one client, in one of its scopes and wire formats, behind the same stages.
 
     The stages before are part of it because they compute what is kept here: a lying one must spoil nothing but the
     sessions that it is part of.
     """
     opening = machine.opening
     before = [f"{hop.peer} {hop.span}" for hop in opening.route[: opening.hop]]
-    return hashlib.blake2b("\n".join([machine.client, *before, opening.cache_scope]).encode(), digest_size=16).digest()
+    return hashlib.blake2b(
+        "\n".join([machine.client, *before, opening.wire, opening.cache_scope]).encode(), digest_size=16
+    ).digest()

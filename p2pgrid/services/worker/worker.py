@@ -97,21 +97,29 @@ class Worker:
 
     async def on_message(self, delivery: Delivery) -> None:
         """Called by the links, in order for each peer. Raises PeerMisbehaved for what cuts the peer off."""
+        message = delivery.message
+        if isinstance(message, Open):
+            await self._open(delivery.peer, message)
+            delivery.release()
+        elif not self.on_message_nowait(delivery):
+            raise PeerMisbehaved(f"{type(message).__name__} is not for a stage", delivery.peer)
+
+    def on_message_nowait(self, delivery: Delivery) -> bool:
+        """Take a step or the end of a session; False for anything else."""
         match delivery.message:
-            case Open() as opening:
-                await self._open(delivery.peer, opening)
             case Step() as step:
                 session = self._sessions.get(step.session)
                 if session is not None:
                     self._take(session, delivery, step)
-                    return
+                    return True
             case Close(session=session_id):
                 session = self._sessions.get(session_id)
                 if session is not None and session.seat.machine.client == delivery.peer:
                     self._end(session, None)
             case _:
-                raise PeerMisbehaved(f"{type(delivery.message).__name__} is not for a stage", delivery.peer)
+                return False
         delivery.release()
+        return True
 
     def on_lost(self, peer: PeerId, reason: str) -> None:
         """A link is gone: a client's sessions end; sessions that send to a lost stage tell their client."""
