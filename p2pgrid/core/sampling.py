@@ -18,11 +18,12 @@ Scores = npt.NDArray[np.float64]
 
 def sample(logits: Floats, sampling: Sampling, position: int) -> int:
     """The token for `position` from its logits `[vocab]`. Raises LocalFault when the best of them is not finite."""
-    peak = logits.max()  # not a number, if one of them is not
+    best = int(np.argmax(logits))  # the first that is not a number, if there is one
+    peak = logits[best]
     if not np.isfinite(peak):
         raise LocalFault("the logits are not finite: the weights are damaged, or the stage before sent nonsense")
     if sampling.temperature == 0:
-        return int(np.argmax(logits))
+        return best
     with np.errstate(over="ignore"):  # at a tiny temperature all but the best fall to minus infinity, as they should
         scores = (logits.astype(np.float64) - peak) / sampling.temperature
     kept = _kept(scores, sampling)

@@ -88,6 +88,8 @@ class Turns:
             with trio.move_on_after(PATIENCE_S):
                 while not _locks(self._turn, fcntl.LOCK_EX):
                     await self._hear()
+                with trio.CancelScope(shield=True):
+                    await trio.lowlevel.checkpoint()  # what the holder before us sent may be read now, and join
                 return True
         finally:
             fcntl.flock(self._queue, fcntl.LOCK_UN)

@@ -99,15 +99,24 @@ class Link:
         data, cost = self._framed(message)
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._enqueue(message, data, cost):
+            self._write_now()
             return  # The common case costs no turn of the scheduler: latency of a decode step is made of those.
         async with self._sending:  # first come, first served: messages of one sender keep their order
             while not self._has_room(cost):
                 await self._room.park()
             self._put_in_queue(message, data, cost)
+            self._to_write.set()
 
-    def try_send(self, message: SessionMessage) -> bool:
-        """Queue one message now; False when it would have to wait, be it behind others. Raises PeerUnavailable."""
-        return self._enqueue(message, *self._framed(message))
+    def try_send(self, message: SessionMessage, *, more: bool = False) -> bool:
+        """Send one message in the caller's own turn; False when it would have to wait, be it behind others.
+
+        With `more` it is kept until the next call without: they go in one write. Raises PeerUnavailable.
+        """
+        data, cost = self._framed(message)
+        sent = self._enqueue(message, data, cost)
+        if not more:
+            self._write_now()
+        return sent
 
     def end(self, reason: str) -> None:
         """The link is over. Wakes everybody who waits for it; the first reason counts."""
@@ -174,28 +183,29 @@ class Link:
 
     def _put_in_queue(self, message: SessionMessage, data: bytes, cost: int) -> None:
         self.state.spend(cost)
-        self._note("queued", message)
-        if self._writer_waits and self._write_now(data):
-            self._note("written", message)
-            return
         self._outgoing.append(data, message)
-        self._to_write.set()
+        self._note("queued", message)
 
-    def _write_now(self, data: bytes) -> bool:
-        """In the sender's own turn, when nothing is before it: that saves one."""
-        if self._to_write.is_set():
-            return False
+    def _write_now(self) -> None:
+        """Write what is queued in the caller's own turn, if the writer has nothing else to do; else wake it."""
+        if not self._writer_waits or self._to_write.is_set():
+            self._to_write.set()
+            return
         now = trio.current_time()
+        data, messages = self._outgoing.take_all()
         try:
             if not self._stream.try_send(data):
-                return False
+                self._outgoing.put_back(data, messages)
+                self._to_write.set()
+                return
         except PeerUnavailable as error:
             self.end(str(error))
             raise
         self.state.sent(len(data), now, now, idle_before=True)
         if self._stream.unsent or self.state.bandwidth.wants_ping:
             self._to_write.set()
-        return True
+        for message in messages:
+            self._note("written", message)
 
     def _note(self, event: str, message: SessionMessage, at_s: float | None = None) -> None:
         if self._tracer is not NO_TRACE and isinstance(message, Step):

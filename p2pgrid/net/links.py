@@ -114,14 +114,14 @@ class Links:
             return
         await self._link_to(peer).send(message)
 
-    def try_send(self, peer: PeerId, message: SessionMessage) -> bool:
+    def try_send(self, peer: PeerId, message: SessionMessage, *, more: bool = False) -> bool:
         """Hand over one message now. False when it would have to wait, be it behind others: then `send` it.
 
-        Raises PeerUnavailable.
+        With `more` it is held back until the next call for this peer without. Raises PeerUnavailable.
         """
         if peer == self._transport.peer:
             return self._loopback.try_send(message)
-        return self._link_to(peer).try_send(message)
+        return self._link_to(peer).try_send(message, more=more)
 
     def _link_to(self, peer: PeerId) -> Link:
         link = self._links.get(peer)

@@ -278,6 +278,19 @@ async def test_trying_to_send_never_waits_and_says_when_it_would(autojump_clock:
         a.links.try_send(b.peer, token(0))
 
 
+async def test_what_has_more_behind_it_goes_out_with_the_last(autojump_clock: trio.abc.Clock) -> None:
+    async with swarm(2) as (a, b):
+        await a.links.connect(b.contact)
+        await trio.sleep(0.1)
+        assert a.links.try_send(b.peer, token(0), more=True)
+        assert a.links.try_send(b.peer, token(1), more=True)
+        await trio.sleep(0.1)
+        assert not b.arrived
+        assert a.links.try_send(b.peer, token(2))
+        await b.arrival(3)
+        assert [message.position for _, message in b.arrived] == [0, 1, 2]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("to_itself", [False, True])
 async def test_who_tries_does_not_overtake_who_waits(autojump_clock: trio.abc.Clock, to_itself: bool) -> None:
     async with swarm(2, settings=SMALL, hold=True) as (a, other):

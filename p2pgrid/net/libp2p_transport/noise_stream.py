@@ -81,7 +81,7 @@ class NoiseStream:
         return bool(self._unsent)
 
     def try_send(self, data: bytes) -> bool:
-        if self._closed or self._writing or self._unsent or len(data) > PIECE_BYTES_MAX:
+        if self._closed or self._writing or self._unsent or len(data) > BURST_BYTES_MAX:
             return False
         sealed = self._seal(data)
         try:

@@ -8,7 +8,7 @@ from functools import partial
 import trio
 
 from p2pgrid.core.batching import BATCH_ROWS_MAX, Scheduler, Waiting
-from p2pgrid.core.stage_session import Ignore, Refuse, Run, StageSession
+from p2pgrid.core.stage_session import Ignore, Refuse, Run
 from p2pgrid.core.wire_choice import choose_form
 from p2pgrid.engine.run_step import RowStep, StepOut, run_rows, run_step
 from p2pgrid.engine.stage import Executor, Stage
@@ -16,6 +16,7 @@ from p2pgrid.errors import LocalFault, PeerMisbehaved, PeerUnavailable
 from p2pgrid.ids import PeerId
 from p2pgrid.net.links import Delivery, Links
 from p2pgrid.services.worker.outcome import messages_of
+from p2pgrid.services.worker.seat import Queued, Seat
 from p2pgrid.trace import NO_TRACE, Tracer
 from p2pgrid.wire.codec import FRAME_BYTES_MAX
 from p2pgrid.wire.hidden import unpack_hidden
@@ -24,35 +25,6 @@ from p2pgrid.wire.tensors import Floats, Ints, pack_ints, unpack_ints
 
 HIDDEN_BYTES_MAX = FRAME_BYTES_MAX - 16 * 1024
 """Hidden states of one step; what is left of the frame holds its token ids, targets and names."""
-
-
-@dataclass(frozen=True)
-class Queued:
-    """A step that waits, and how to give its credit back."""
-
-    step: Step
-    release: Callable[[], None]
-
-
-class Seat:
-    """A session's place at this stage: its machine, its KV row, the steps that wait and the messages that wait."""
-
-    def __init__(self, machine: StageSession, row: int) -> None:
-        self.machine = machine
-        self.row = row
-        # Unbounded in number, bounded in bytes: a step's share of its link's window is given back only when
-        # the step was run.
-        self.steps: deque[Queued] = deque()
-        self.waits = False
-        """The scheduler has its first step."""
-        self.runs = False
-        self.outbox: deque[tuple[PeerId, SessionMessage]] = deque()
-        """What a link had no room for. No step is run while something is here, so a slow neighbour slows us."""
-        self.entered = False
-        self.ended = False
-        self.heard_at = trio.current_time()
-        self.wake = trio.Event()
-        """For the session's own task: something is in the outbox."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +40,9 @@ class _Ready:
     @property
     def alone(self) -> bool:
         return len(self.tokens) > 1 or self.queued.step.want == "scores"
+
+
+_Said = tuple[Seat, list[tuple[PeerId, SessionMessage]]]
 
 
 class StageLoop:
@@ -108,9 +83,11 @@ class StageLoop:
         """A step came for a seat that has not ended. Raises PeerMisbehaved for token ids that are none."""
         seat.heard_at = trio.current_time()
         if not step.draft:
+            seat.until = step.until
             if self._is_under_way(seat, step):
                 delivery.release()
-                self._draft(seat, step.until)
+                self._draft(seat)
+                self._consider(seat)
                 return
             self._supersede(seat, step.position)
         seat.steps.append(Queued(step, delivery.release))
@@ -131,8 +108,7 @@ class StageLoop:
                 if batch:
                     results, took_s = await self._run(batch)
                     turn_over()
-                    for ready, result in zip(batch, results, strict=True):
-                        self._done(ready, result, took_s)
+                    self._pass_on([self._done(*done, took_s) for done in zip(batch, results, strict=True)])
 
     # ── schedule ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -168,23 +144,22 @@ class StageLoop:
         for queued in void:
             queued.release()
 
-    def _draft(self, seat: Seat, until: int) -> None:
+    def _draft(self, seat: Seat) -> None:
         """Guess on from what is under way; the guesses are steps like any other."""
         machine = seat.machine
         if machine.drafter is None:
             return
-        for position, token in machine.drafter.propose(min(until, machine.context_max)):
+        for position, token in machine.drafter.propose(min(seat.until, machine.context_max)):
             step = Step(
                 machine.opening.session,
                 machine.epoch,
                 position,
                 pack_ints([token]),
                 want="token",
-                until=until,
+                until=seat.until,
                 draft=True,
             )
             seat.steps.append(Queued(step, _nothing))
-        self._consider(seat)
 
     def _check(self, waiting: Waiting) -> _Ready | None:
         """The seat's first step, if it is to be run; otherwise what is to be done about it is done."""
@@ -273,29 +248,41 @@ class StageLoop:
 
     # ── pass on ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def _done(self, ready: _Ready, result: StepOut | LocalFault, took_s: float) -> None:
+    def _done(self, ready: _Ready, result: StepOut | LocalFault, took_s: float) -> _Said:
+        """Note that the step has run; what is to be said about it."""
         seat, step = ready.seat, ready.queued.step
         ready.queued.release()
         seat.runs = False
         if seat.ended:
-            return
+            return seat, []
         if isinstance(result, LocalFault):
             self._fail(seat, str(result))
-            return
+            return seat, []
         machine = seat.machine
         machine.computed(step.position, ready.tokens.tolist())
-        form = choose_form(machine.opening.wire, self._links.bandwidth_bps(machine.downstream))
-        for peer, message in messages_of(machine, step, result, form):
-            self._say(seat, peer, message)
         if machine.drafter is not None and step.want == "token" and len(ready.tokens) == 1:
             machine.drafter.sent(step.position, trio.current_time(), took_s)
-            self._draft(seat, step.until)
-        self._consider(seat)
+        form = choose_form(machine.opening.wire, self._links.bandwidth_bps(machine.downstream))
+        return seat, messages_of(machine, step, result, form)
 
-    def _say(self, seat: Seat, peer: PeerId, message: SessionMessage) -> None:
+    def _pass_on(self, said: Sequence[_Said]) -> None:
+        """Send what came of a batch, to each peer in one go: what was run together arrives together."""
+        by_peer: dict[PeerId, list[tuple[Seat, SessionMessage]]] = {}
+        for seat, messages in said:
+            for peer, message in messages:
+                by_peer.setdefault(peer, []).append((seat, message))
+        for peer, for_peer in by_peer.items():
+            for left, (seat, message) in zip(range(len(for_peer) - 1, -1, -1), for_peer, strict=True):
+                self._say(seat, peer, message, more=left > 0)
+        for seat, _ in said:
+            if not seat.ended:
+                self._draft(seat)
+                self._consider(seat)
+
+    def _say(self, seat: Seat, peer: PeerId, message: SessionMessage, *, more: bool = False) -> None:
         """Send now if the link has room, else leave it to the session's own task, in order."""
         try:
-            if not seat.outbox and self._links.try_send(peer, message):
+            if not seat.outbox and self._links.try_send(peer, message, more=more):
                 return
         except PeerUnavailable as error:
             if peer != seat.machine.client:  # the loss of a client's link ends its sessions anyway

@@ -11,8 +11,9 @@ from p2pgrid.engine.stage import Executor, Stage
 from p2pgrid.errors import LocalFault, PeerMisbehaved, PeerUnavailable
 from p2pgrid.ids import ModelId, PeerId, SessionId
 from p2pgrid.net.links import Delivery, Links
-from p2pgrid.services.worker.loop import Seat, StageLoop
+from p2pgrid.services.worker.loop import StageLoop
 from p2pgrid.services.worker.prefixes import Prefixes
+from p2pgrid.services.worker.seat import Seat
 from p2pgrid.trace import NO_TRACE, Tracer
 from p2pgrid.wire.messages import Busy, Close, Contact, Failed, Open, Opened, SessionMessage, Step
 

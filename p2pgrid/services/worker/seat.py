@@ -1,0 +1,42 @@
+"""A session's place at a stage, which its own task and the loop share."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from p2pgrid.core.stage_session import StageSession
+from p2pgrid.ids import PeerId
+from p2pgrid.wire.messages import SessionMessage, Step
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A step that waits, and how to give its credit back."""
+
+    step: Step
+    release: Callable[[], None]
+
+
+class Seat:
+    """A session's place at this stage: its machine, its KV row, the steps that wait and the messages that wait."""
+
+    def __init__(self, machine: StageSession, row: int) -> None:
+        self.machine = machine
+        self.row = row
+        # Unbounded in number, bounded in bytes: a step's share of its link's window is given back only when
+        # the step was run.
+        self.steps: deque[Queued] = deque()
+        self.waits = False
+        """The scheduler has its first step."""
+        self.runs = False
+        self.until = 0
+        """The client's grant, by the latest step."""
+        self.outbox: deque[tuple[PeerId, SessionMessage]] = deque()
+        """What a link had no room for. No step is run while something is here, so a slow neighbour slows us."""
+        self.entered = False
+        self.ended = False
+        self.heard_at = trio.current_time()
+        self.wake = trio.Event()
+        """For the session's own task: something is in the outbox."""
