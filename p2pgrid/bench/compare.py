@@ -24,8 +24,8 @@ class Compared(NamedTuple):
 def compare(old: Path, new: Path, threshold: float) -> list[str]:
     """A line for each ratio of both files whose median got worse by more than `threshold`, a share of the old one.
 
-    For `…_per_s` more is better, for other `…_s`, `…_s_per_token` and `…_bytes` less; of any other metric nobody
-    knows, and it is left out. Raises BadInput for a bad file, or when the two have no ratio in common.
+    For `…_per_s` and `speedup` more is better, for other `…_s`, `…_s_per_token` and `…_bytes` less; of any other
+    metric nobody knows, and it is left out. Raises BadInput for a bad file, or when the two have no ratio in common.
     """
     if not 0 <= threshold < float("inf"):
         raise BadInput(f"--threshold {threshold}: give a share from 0 on, such as 0.1 for 10 %")
@@ -59,6 +59,6 @@ def _loss(metric: str, before: float, after: float) -> float:
 def _more_is_better(metric: str) -> bool | None:
     """None when the name does not say."""
     name, _ = split_metric(metric)
-    if name.endswith("_per_s"):
+    if name.endswith("_per_s") or name == "speedup":
         return True
     return False if name.endswith(("_s", "_s_per_token", "_bytes")) else None

@@ -27,7 +27,10 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Ratio(msgspec.Struct, frozen=True):
-    """`system` over `baseline`, pair by pair: each pair was measured one right after the other."""
+    """`system` over `baseline`, pair by pair: each pair was measured one right after the other.
+
+    Or two figures of one system over each other: then `baseline` is the system itself, and `what` names them.
+    """
 
     metric: str
     system: str
@@ -36,6 +39,8 @@ class Ratio(msgspec.Struct, frozen=True):
     median: float
     min: float
     max: float
+    what: str = ""
+    """`numerator / denominator` where they are not both `metric`."""
 
 
 class Limit(msgspec.Struct, frozen=True):
@@ -48,6 +53,20 @@ class Limit(msgspec.Struct, frozen=True):
     share: Share
     what: str
     """How the limit comes about, in one line."""
+
+
+class Target(msgspec.Struct, frozen=True):
+    """What a figure must be, and whether it was."""
+
+    metric: str
+    system: str
+    baseline: str
+    """Of the ratio that is meant; `limit` for the share of a limit; empty for the row itself."""
+    must: Literal["at_least", "at_most"]
+    bound: float
+    reached: float | None
+    """The median of a ratio, the share of a limit, the worst sample of a row; None when it was not measured."""
+    met: bool
 
 
 class Environment(msgspec.Struct, frozen=True):
@@ -83,3 +102,4 @@ class Document(msgspec.Struct, frozen=True):
     ratios: tuple[Ratio, ...]
     limits: tuple[Limit, ...]
     notes: tuple[str, ...] = ()
+    targets: tuple[Target, ...] = ()

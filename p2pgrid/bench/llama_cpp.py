@@ -12,7 +12,7 @@ import trio
 
 from p2pgrid.bench.child import ChildSystem, Reply, Request, open_child, serve
 from p2pgrid.bench.environment import usable_cores
-from p2pgrid.engine.ort_stage import THREADS_MAX
+from p2pgrid.engine.ort_session import THREADS_MAX
 from p2pgrid.node.wiring import describe_model, model_store
 from p2pgrid.settings import StageSettings
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import msgspec
 
-from p2pgrid.bench import plots
-from p2pgrid.bench.document import Document, Environment, Limit, Ratio, Row
+from p2pgrid.bench import plots, step_parts
+from p2pgrid.bench.document import Document, Environment, Limit, Ratio, Row, Target
 from p2pgrid.bench.plots import number, scaled
 from p2pgrid.errors import BadInput, LocalFault
 
@@ -124,6 +124,12 @@ def _scenario(document: Document, picture: str) -> Iterable[str]:
     if document.limits:
         yield ""
         yield from _table(("metric", "system", "limit", "unit", "reached", "what limits"), map(_limit, document.limits))
+    if document.targets:
+        yield ""
+        yield from _table(("metric", "of", "must be", "reached", "met"), map(_target, document.targets))
+    if document.scenario in step_parts.SCENARIOS and (parts := step_parts.table(document.rows)):
+        yield ""
+        yield from _table(*parts)
     if document.notes:
         yield from ("", *(f"- {_plain(note)}" for note in document.notes))
 
@@ -150,6 +156,13 @@ def _ratio(ratio: Ratio) -> tuple[str, ...]:
 def _limit(limit: Limit) -> tuple[str, ...]:
     factor, unit = scaled(limit.unit, (limit.limit,))
     return limit.metric, limit.system, number(limit.limit * factor), unit, f"{limit.share:.0%}", limit.what
+
+
+def _target(target: Target) -> tuple[str, ...]:
+    of = f"{target.system} / {target.baseline}" if target.baseline else target.system
+    sign = "≥" if target.must == "at_least" else "≤"
+    reached = "" if target.reached is None else number(target.reached)
+    return target.metric, of, f"{sign} {number(target.bound)}", reached, "yes" if target.met else "no"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:

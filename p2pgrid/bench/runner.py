@@ -7,10 +7,10 @@ import msgspec
 import trio
 
 from p2pgrid.bench import environment as environments
-from p2pgrid.bench.document import Document, Environment, Limit, Ratio
+from p2pgrid.bench.document import Document, Environment, Limit, Ratio, Target
 from p2pgrid.bench.load import Watch, watch_foreign_load
 from p2pgrid.bench.scenario import Advance, Named, Options
-from p2pgrid.bench.stats import ratio, row
+from p2pgrid.bench.stats import judged, ratio, row
 from p2pgrid.errors import P2pgridError
 
 FOREIGN_SHARE_MAX = 0.15
@@ -43,6 +43,8 @@ class Collector:
         self._watch = watch
         self._series: dict[tuple[str, str], _Series] = {}
         self._compared: list[tuple[str, str]] = []
+        self._related: list[tuple[str, str, str, str]] = []
+        self._targets: list[Target] = []
         self._limits: list[Limit] = []
         self._notes: list[str] = []
         self._retries_left = RETRIES_PER_REPEAT * options.repeat
@@ -76,6 +78,23 @@ class Collector:
     def compare(self, system: str, baseline: str) -> None:
         self._compared.append((system, baseline))
 
+    def relate(self, name: str, system: str, metric: str, over: str) -> None:
+        self._related.append((name, system, metric, over))
+
+    def require(
+        self,
+        metric: str,
+        system: str,
+        baseline: str = "",
+        *,
+        at_least: float | None = None,
+        at_most: float | None = None,
+    ) -> None:
+        if at_least is not None:
+            self._targets.append(Target(metric, system, baseline, "at_least", at_least, None, False))
+        if at_most is not None:
+            self._targets.append(Target(metric, system, baseline, "at_most", at_most, None, False))
+
     def limit(self, limit: Limit) -> None:
         self._limits.append(limit)
 
@@ -94,7 +113,7 @@ class Collector:
         if self.cut_short is not None:
             notes.append(self.cut_short)
         rows = [row(s, m, x.unit, x.samples, x.thrown_out) for (s, m), x in self._series.items() if x.samples]
-        return Document(
+        document = Document(
             format=1,
             scenario=scenario,
             nodes=self.options.nodes,
@@ -106,6 +125,8 @@ class Collector:
             limits=tuple(self._limits),
             notes=tuple(notes),
         )
+        targets = tuple(judged(target, document) for target in self._targets)
+        return msgspec.structs.replace(document, targets=targets)
 
     def _ratios(self) -> list[Ratio]:
         found = [
@@ -114,7 +135,15 @@ class Collector:
             for (of, metric), ours in self._series.items()
             if of == system and (baseline, metric) in self._series
         ]
+        found += [
+            ratio(name, system, system, self._pairs(system, metric), self._pairs(system, over), f"{metric} / {over}")
+            for name, system, metric, over in self._related
+        ]
         return [one for one in found if one is not None]
+
+    def _pairs(self, system: str, metric: str) -> dict[int, float]:
+        series = self._series.get((system, metric))
+        return {} if series is None else series.by_pair
 
     def _series_of(self, system: str, metric: str, unit: str) -> _Series:
         return self._series.setdefault((system, metric), _Series(unit))

@@ -44,6 +44,20 @@ class Bench(Protocol):
     def compare(self, system: str, baseline: str) -> None:
         """Have ratios of `system` over `baseline` in the document, for every metric that both have."""
 
+    def relate(self, name: str, system: str, metric: str, over: str) -> None:
+        """Have the ratio of two metrics of one system in the document, pair by pair, under a name of its own."""
+
+    def require(
+        self,
+        metric: str,
+        system: str,
+        baseline: str = "",
+        *,
+        at_least: float | None = None,
+        at_most: float | None = None,
+    ) -> None:
+        """Have the document say whether a figure is what it must be. For `baseline` see `Target`; give one bound."""
+
     def limit(self, limit: Limit) -> None: ...
 
     def note(self, line: str) -> None: ...

@@ -3,9 +3,9 @@
 In a star the same nodes do not talk to each other: every hidden state goes through the client.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -17,7 +17,7 @@ from p2pgrid.node.peer import Peer
 from p2pgrid.node.wiring import describe_model, model_store, open_network
 from p2pgrid.services.pipeline import Terms
 from p2pgrid.settings import StageSettings
-from p2pgrid.swarm.local_swarm import LocalSwarm, open_local_swarm
+from p2pgrid.swarm.local_swarm import LocalSwarm, listen_anywhere, open_local_swarm
 
 
 @dataclass
@@ -28,23 +28,27 @@ class SwarmSystem:
     peer: Peer
     model: ModelDescription
     name: str = "swarm"
-    relayed: bool = False
+    terms: Terms = field(default_factory=Terms)
+    """Of every session; its positions are what a request may take."""
+    reuses: bool = False
+    """Whether what stages still hold of a prompt is left out."""
 
     async def ask(self, prompt_ids: Sequence[int], max_tokens: int) -> Timed:
         """See `System.ask`; opening the session counts. Raises NoRoute, Overloaded, PeerUnavailable, PeerMisbehaved."""
         asked_at = trio.current_time()
         manifest = self.model.manifest
-        terms = Terms(positions=len(prompt_ids) + max_tokens, relayed=self.relayed)
+        reusable = tuple(prompt_ids) if self.reuses else ()
+        terms = replace(self.terms, positions=len(prompt_ids) + max_tokens, prompt=reusable)
         async with open_session(self.peer, self.model.id, manifest.layers, terms) as session:
             opened_s = trio.current_time() - asked_at
             answer = await answer_whole(
                 session,
                 Request(0, tuple(prompt_ids), max_tokens),
                 context_max=min(StageSettings().context_max, manifest.context),
-                run_ahead=not self.relayed,
+                run_ahead=not terms.relayed,
             )
         times = tuple(opened_s + time_s for time_s in answer.token_times_s)
-        return Timed(times[0], times, tuple(answer.token_ids))
+        return Timed(times[0], times, tuple(answer.token_ids), answer.cached_tokens, session.id)
 
     def pids(self) -> list[int]:
         """The nodes'; the client's share is this process's, and small."""
@@ -52,15 +56,24 @@ class SwarmSystem:
 
     def as_star(self) -> "SwarmSystem":
         """The same nodes, asked as a star."""
-        return replace(self, name="star", relayed=True)
+        return replace(self, name="star", terms=replace(self.terms, relayed=True))
+
+    def asked_with(self, name: str, terms: Terms, *, reuses: bool = False) -> "SwarmSystem":
+        """The same nodes, asked in another way."""
+        return replace(self, name=name, terms=terms, reuses=reuses)
 
 
 @asynccontextmanager
-async def open_swarm_system(model: str, nodes: int) -> AsyncIterator[SwarmSystem]:
-    """Start the swarm and wait for a route. Raises BadInput, LocalFault, NoRoute, PeerUnavailable."""
+async def open_swarm_system(
+    model: str, nodes: int, arguments_of: Callable[[int], Sequence[str]] = listen_anywhere
+) -> AsyncIterator[SwarmSystem]:
+    """Start the swarm and wait for a route; for `arguments_of` see `open_local_swarm`.
+
+    Raises BadInput, LocalFault, NoRoute, PeerUnavailable.
+    """
     description = await describe_model(model_store(), model)
     layers = description.manifest.layers
-    async with open_local_swarm(model, nodes, span_max=-(-layers // nodes)) as local:
+    async with open_local_swarm(model, nodes, -(-layers // nodes), arguments_of) as local:
         await local.wait_serving()
         async with open_network(local.bootstrap_addresses) as peer:
             await wait_for_route(peer, description.id, layers)

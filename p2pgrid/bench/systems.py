@@ -1,7 +1,7 @@
 """The systems under comparison behind one small port, so that another one is a file.
 
 A prompt is token ids of an exact length; the end of sequence is ignored, so that an answer has the length asked
-for; nothing is reused between requests.
+for; nothing is reused between requests, unless a scenario says so.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,10 @@ class Timed:
     token_times_s: tuple[float, ...]
     """When each token came, from the request on."""
     token_ids: tuple[int, ...]
+    cached_tokens: int = 0
+    """Of the prompt, not computed again."""
+    session: str = ""
+    """Of a swarm's request, as traces name it."""
 
     @property
     def decode_tokens_per_s(self) -> float:

@@ -1,13 +1,16 @@
 """A benchmark's document for people."""
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from p2pgrid.bench.document import Document, Limit, Ratio, Row
+from p2pgrid.bench import step_parts
+from p2pgrid.bench.document import Document, Limit, Ratio, Row, Target
 from p2pgrid.cli.console import show, stdout
 
-NUMBERS = ("median", "min", "max", "p99", "at best", "reached")
+NUMBERS = ("median", "min", "max", "p99", "at best", "reached", "must be")
 WIDTH_MIN = 160
 """Lines that are too long for a terminal break there; no figure is ever cut off."""
 
@@ -20,11 +23,14 @@ def show_document(document: Document) -> None:
     _table(("metric", "system", "median", "min", "max", "p99", "unit", "samples"), [_row(r) for r in document.rows])
     _table(("ratio", "of", "over", "median", "min", "max"), [_ratio(ratio) for ratio in document.ratios])
     _table(("limit", "system", "at best", "unit", "reached", "what"), [_limit(limit) for limit in document.limits])
+    _table(("target", "of", "over", "must be", "reached", "met"), [_target(target) for target in document.targets])
+    if document.scenario in step_parts.SCENARIOS and (parts := step_parts.table(document.rows)):
+        _table(*parts)
     for note in document.notes:
         show(f"· {note}")
 
 
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if not rows:
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -48,6 +54,12 @@ def _ratio(ratio: Ratio) -> tuple[str, ...]:
 
 def _limit(limit: Limit) -> tuple[str, ...]:
     return limit.metric, limit.system, _number(limit.limit), limit.unit, f"{limit.share:.0%}", limit.what
+
+
+def _target(target: Target) -> tuple[str, ...]:
+    reached = "" if target.reached is None else _number(target.reached)
+    bound = f"{'≥' if target.must == 'at_least' else '≤'} {_number(target.bound)}"
+    return target.metric, target.system, target.baseline, bound, reached, "yes" if target.met else "NO"
 
 
 def _number(value: float) -> str:

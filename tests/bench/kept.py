@@ -24,6 +24,20 @@ class KeptBench:
     def compare(self, system: str, baseline: str) -> None:
         raise AssertionError("there is one system in these scenarios")
 
+    def relate(self, name: str, system: str, metric: str, over: str) -> None:
+        raise AssertionError("no figures of these scenarios are held against each other")
+
+    def require(
+        self,
+        metric: str,
+        system: str,
+        baseline: str = "",
+        *,
+        at_least: float | None = None,
+        at_most: float | None = None,
+    ) -> None:
+        raise AssertionError("nothing is asked of these scenarios")
+
     def limit(self, limit: Limit) -> None:
         raise AssertionError("the machine sets no limit in these scenarios")
 

@@ -19,7 +19,7 @@ def test_the_published_schema_is_that_of_the_documents() -> None:
 
 def test_every_field_of_a_document_is_in_the_schema() -> None:
     kinds = json.loads(PUBLISHED.read_text())["$defs"]
-    assert set(kinds) == {"Document", "Row", "Ratio", "Limit", "Environment"}
+    assert set(kinds) == {"Document", "Row", "Ratio", "Limit", "Target", "Environment"}
     for kind in (Document, Row):
         assert set(kinds[kind.__name__]["properties"]) == set(kind.__struct_fields__)
 
