@@ -64,6 +64,9 @@ PICTURES = {
     "hop": Picture("What a link adds to a step", "_s", "frame", "log10", "log10"),
     "links": Picture("Emulated links", "_per_s", "profile of the links", numbers_apart=True, without="no links"),
     "discovery": Picture("Discovery", "_s", "nodes", "linear"),
+    "prefix": Picture("Prompts that begin like an earlier one", "_s", "request"),
+    "formats": Picture("Hidden states over 20 Mbit/s", "_s", "prompt (tokens)"),
+    "speculation": Picture("Drafts over 100 ms", "_per_s", "prompts"),
     "memory": Picture("Memory", "_bytes", together=True),
 }
 

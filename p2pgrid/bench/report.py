@@ -149,7 +149,7 @@ def _row(row: Row) -> tuple[str, ...]:
 
 
 def _ratio(ratio: Ratio) -> tuple[str, ...]:
-    of = f"{ratio.system} / {ratio.baseline}"
+    of = f"{ratio.system}: {ratio.what}" if ratio.what else f"{ratio.system} / {ratio.baseline}"
     return ratio.metric, of, f"{ratio.median:.3f}", f"{ratio.min:.3f} – {ratio.max:.3f}", str(len(ratio.samples))
 
 
@@ -159,7 +159,8 @@ def _limit(limit: Limit) -> tuple[str, ...]:
 
 
 def _target(target: Target) -> tuple[str, ...]:
-    of = f"{target.system} / {target.baseline}" if target.baseline else target.system
+    over = target.baseline if target.baseline != target.system else ""
+    of = f"{target.system} / {over}" if over else target.system
     sign = "≥" if target.must == "at_least" else "≤"
     reached = "" if target.reached is None else number(target.reached)
     return target.metric, of, f"{sign} {number(target.bound)}", reached, "yes" if target.met else "no"

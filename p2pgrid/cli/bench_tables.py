@@ -49,7 +49,7 @@ def _row(row: Row) -> tuple[str, ...]:
 
 def _ratio(ratio: Ratio) -> tuple[str, ...]:
     figures = (f"{value:.2f}" for value in (ratio.median, ratio.min, ratio.max))
-    return ratio.metric, ratio.system, ratio.baseline, *figures
+    return ratio.metric, ratio.system, _other(ratio.system, ratio.baseline), *figures
 
 
 def _limit(limit: Limit) -> tuple[str, ...]:
@@ -59,7 +59,12 @@ def _limit(limit: Limit) -> tuple[str, ...]:
 def _target(target: Target) -> tuple[str, ...]:
     reached = "" if target.reached is None else _number(target.reached)
     bound = f"{'≥' if target.must == 'at_least' else '≤'} {_number(target.bound)}"
-    return target.metric, target.system, target.baseline, bound, reached, "yes" if target.met else "NO"
+    over = _other(target.system, target.baseline)
+    return target.metric, target.system, over, bound, reached, "yes" if target.met else "NO"
+
+
+def _other(system: str, baseline: str) -> str:
+    return "itself" if baseline == system else baseline
 
 
 def _number(value: float) -> str:

@@ -106,6 +106,26 @@ EVERYTHING = [
         ],
     ),
     document(
+        "prefix",
+        [
+            row("swarm", f"{metric}@{kind}", unit, value * factor)
+            for metric, unit, factor in (("ttft_s", "s", 1.0), ("computed_positions", "positions", 1000.0))
+            for kind, value in (("first", 0.9), ("second", 0.1), ("other_scope", 0.95), ("next_turn", 0.2))
+        ],
+    ),
+    document(
+        "formats",
+        [row(form, "ttft_s@512", "s", value) for form, value in (("fp32", 1.2), ("fp16", 0.8), ("int8", 0.6))],
+    ),
+    document(
+        "speculation",
+        [
+            row(system, f"decode_tokens_per_s@{kind}", "tokens/s", speed)
+            for kind, best in (("quoting", 40.0), ("ordinary", 6.0))
+            for system, speed in (("drafts", best), ("exact", 6.0), ("one_process", 150.0))
+        ],
+    ),
+    document(
         "memory",
         [
             row(system, f"{metric}{when}_bytes", "bytes", size * 0.9e6, size * 1e6)

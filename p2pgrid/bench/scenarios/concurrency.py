@@ -15,7 +15,7 @@ from p2pgrid.errors import P2pgridError
 CLIENTS = (1, 2, 4, 8, 16, 32)
 PROMPT_TOKENS = 16
 ANSWER_TOKENS = 64
-QUICK_ANSWER_TOKENS = 8
+QUICK_ANSWER_TOKENS = 24
 SWARM = "swarm"
 LLAMA_CPP = "llama_cpp"
 BASELINES = ("one_process", LLAMA_CPP)
