@@ -15,6 +15,7 @@ from p2pgrid.node.client import wait_for_route
 from p2pgrid.node.request import Asker, Request
 from p2pgrid.node.wiring import build_stage, describe_model, open_network
 from p2pgrid.settings import PipelineSettings, StageSettings
+from p2pgrid.swarm.local_swarm import LISTEN, open_local_swarm
 from p2pgrid.wire.messages import Sampling
 from tests.e2e.processes import running_swarm
 from tests.real_model import NAME, real_store
@@ -103,6 +104,51 @@ def test_a_swarm_of_any_size_answers_and_scores_bit_for_bit_like_one_process(nod
     assert len(route) == nodes
     assert answers == expected
     assert scores == expected_scores
+
+
+def test_what_was_kept_evicted_or_sent_ahead_changes_no_token() -> None:
+    """Long prompts with a common beginning, on nodes that have room for one of them and a little more."""
+    store = real_store()
+    beginning = " ".join(TEXTS[0]["text"].split()[:250])
+    other = " ".join(TEXTS[1]["text"].split()[:250])
+    requests = {
+        name: Request(f"{text}\n\n{question}", max_tokens=MAX_TOKENS, sampling=sampling, exact=exact)
+        for name, text, question, sampling, exact in (
+            ("first", beginning, "What is this?", GREEDY, False),
+            ("again", beginning, "What is this?", GREEDY, False),
+            ("alike", beginning, "Repeat the first sentence word for word.", SEEDED, False),
+            ("exact", beginning, "Repeat the first sentence word for word.", SEEDED, True),
+            ("other", other, "What is this?", GREEDY, False),
+            ("evicted", beginning, "What is this?", GREEDY, False),
+        )
+    }
+
+    async def main() -> None:
+        description = await describe_model(store, NAME)
+        asker, executor = Asker(description, StageSettings(), PipelineSettings()), LaneExecutor()
+        stage = await build_stage(store, description, Span(0, 30), StageSettings(sessions_max=1))
+        expected = {
+            name: (await asker.locally(stage, executor, request, lambda text: None)).token_ids
+            for name, request in requests.items()
+        }
+        stage.close()
+        room = len(asker.prompt_ids(requests["alike"])) + MAX_TOKENS + 200
+        nodes = open_local_swarm(NAME, 3, 10, lambda number: (*LISTEN, "--kv-positions", str(room)))
+        async with nodes as swarm:
+            await swarm.wait_serving()
+            async with open_network(swarm.bootstrap_addresses) as peer:
+                await wait_for_route(peer, description.id, 30)
+                answers = {}
+                for name, request in requests.items():
+                    answers[name] = await asker.over_swarm(peer, request, lambda text: None)
+        assert {name: answer.token_ids for name, answer in answers.items()} == expected
+        cached = {name: answer.cached_tokens for name, answer in answers.items()}
+        assert cached["first"] == 0
+        assert cached["other"] < 64, "two texts share the chat template at most"
+        assert min(cached["again"], cached["alike"], cached["exact"]) >= 128
+        assert cached["evicted"] < cached["again"]
+
+    trio.run(main)
 
 
 def test_the_answer_about_france_names_paris() -> None:
