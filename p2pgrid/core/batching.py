@@ -69,7 +69,7 @@ class Scheduler:
         self._decode_turns = _Turns()
         # Apart from the decode turns: who drafts much is not served later for it, nor sooner.
         self._draft_turns = _Turns()
-        self._prefill_is_next = False
+        self._prefill_is_due = False
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -86,18 +86,23 @@ class Scheduler:
         """Whatever waits for `row` does so no more."""
         self._waiting.pop(row, None)
 
+    @property
+    def prefill_is_next(self) -> bool:
+        """Whether `next` would give a prefill step now."""
+        counts = [step.count for step in self._waiting.values()]
+        return max(counts, default=0) > 1 and (self._prefill_is_due or min(counts) > 1)
+
     def next(self) -> list[Waiting]:
         """One prefill step, or up to `rows_max` steps of one position; empty when nothing waits."""
         steps = self._waiting.values()
-        prefills = [step for step in steps if step.count > 1]
-        decodes = [step for step in steps if step.count == 1 and not step.draft]
-        drafts = [step for step in steps if step.count == 1 and step.draft]
-        if prefills and (self._prefill_is_next or not (decodes or drafts)):
-            batch = self._prefill_turns.pick(prefills, 1)
+        if self.prefill_is_next:
+            batch = self._prefill_turns.pick((step for step in steps if step.count > 1), 1)
         else:
+            decodes = [step for step in steps if step.count == 1 and not step.draft]
+            drafts = [step for step in steps if step.count == 1 and step.draft]
             batch = self._decode_turns.pick(decodes, self._rows_max)
             batch += self._draft_turns.pick(drafts, self._rows_max - len(batch))
         for step in batch:
             del self._waiting[step.row]
-            self._prefill_is_next = step.count == 1
+            self._prefill_is_due = step.count == 1
         return batch

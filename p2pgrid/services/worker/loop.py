@@ -103,7 +103,8 @@ class StageLoop:
             while not len(self._scheduler):
                 self._work = trio.Event()
                 await self._work.wait()
-            async with self._executor.turn() as turn_over:  # what comes while we wait for it joins the batch
+            # What comes while we wait for our turn joins the batch.
+            async with self._executor.turn(prefill=self._scheduler.prefill_is_next) as turn_over:
                 batch = [ready for waiting in self._scheduler.next() if (ready := self._check(waiting)) is not None]
                 if batch:
                     results, took_s = await self._run(batch)
