@@ -110,7 +110,7 @@ class Link:
     def try_send(self, message: SessionMessage, *, more: bool = False) -> bool:
         """Send one message in the caller's own turn; False when it would have to wait, be it behind others.
 
-        With `more` it is kept until the next call without: they go in one write. Raises PeerUnavailable.
+        With `more` it is kept until `flush`, or the next call without: they go in one write. Raises PeerUnavailable.
         """
         data, cost = self._framed(message)
         sent = self._enqueue(message, data, cost)
@@ -186,6 +186,11 @@ class Link:
         self._outgoing.append(data, message)
         self._note("queued", message)
 
+    def flush(self) -> None:
+        """Write what `try_send` kept."""
+        if self._outgoing.nbytes and not self.ended.is_set():
+            self._write_now()
+
     def _write_now(self) -> None:
         """Write what is queued in the caller's own turn, if the writer has nothing else to do; else wake it."""
         if not self._writer_waits or self._to_write.is_set():
@@ -200,7 +205,7 @@ class Link:
                 return
         except PeerUnavailable as error:
             self.end(str(error))
-            raise
+            return
         self.state.sent(len(data), now, now, idle_before=True)
         if self._stream.unsent or self.state.bandwidth.wants_ping:
             self._to_write.set()

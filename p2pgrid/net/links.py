@@ -117,11 +117,16 @@ class Links:
     def try_send(self, peer: PeerId, message: SessionMessage, *, more: bool = False) -> bool:
         """Hand over one message now. False when it would have to wait, be it behind others: then `send` it.
 
-        With `more` it is held back until the next call for this peer without. Raises PeerUnavailable.
+        With `more` it is held back until `flush`, or until something else goes to this peer. Raises PeerUnavailable.
         """
         if peer == self._transport.peer:
             return self._loopback.try_send(message)
         return self._link_to(peer).try_send(message, more=more)
+
+    def flush(self, peer: PeerId) -> None:
+        """Send what `try_send` held back for more to come. A link that is lost has told so already."""
+        if peer in self._links:
+            self._links[peer].flush()
 
     def _link_to(self, peer: PeerId) -> Link:
         link = self._links.get(peer)

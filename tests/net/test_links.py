@@ -288,7 +288,11 @@ async def test_what_has_more_behind_it_goes_out_with_the_last(autojump_clock: tr
         assert not b.arrived
         assert a.links.try_send(b.peer, token(2))
         await b.arrival(3)
-        assert [message.position for _, message in b.arrived] == [0, 1, 2]  # type: ignore[union-attr]
+        assert a.links.try_send(b.peer, token(3), more=True)
+        a.links.flush(b.peer)
+        a.links.flush(b.peer)
+        await b.arrival(4)
+        assert [message.position for _, message in b.arrived] == [0, 1, 2, 3]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("to_itself", [False, True])

@@ -110,6 +110,8 @@ class StageLoop:
                     results, took_s = await self._run(batch)
                     turn_over()
                     self._pass_on([self._done(*done, took_s) for done in zip(batch, results, strict=True)])
+            if len(self._scheduler):
+                await trio.lowlevel.checkpoint()  # work that ran at once let nobody else do anything
 
     # ── schedule ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -273,8 +275,9 @@ class StageLoop:
             for peer, message in messages:
                 by_peer.setdefault(peer, []).append((seat, message))
         for peer, for_peer in by_peer.items():
-            for left, (seat, message) in zip(range(len(for_peer) - 1, -1, -1), for_peer, strict=True):
-                self._say(seat, peer, message, more=left > 0)
+            for seat, message in for_peer:
+                self._say(seat, peer, message, more=True)
+            self._links.flush(peer)
         for seat, _ in said:
             if not seat.ended:
                 self._draft(seat)
