@@ -23,7 +23,7 @@ from p2pgrid.services.pipeline import Terms
 PROFILE = PROFILES["wan"]
 KINDS = {"quoting": QUOTING, "ordinary": ORDINARY}
 ANSWER_TOKENS = {"quoting": 100, "ordinary": 100}
-QUICK_ANSWER_TOKENS = {"quoting": 16, "ordinary": 8}
+QUICK_ANSWER_TOKENS = {"quoting": 16, "ordinary": 6}
 DRAFTS, EXACT, ONE_PROCESS = "drafts", "exact", "one_process"
 AT_LEAST = {"quoting": 1.8, "ordinary": 0.95}
 OF_LIMIT_MIN = 0.9
