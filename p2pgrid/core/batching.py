@@ -86,17 +86,12 @@ class Scheduler:
         """Whatever waits for `row` does so no more."""
         self._waiting.pop(row, None)
 
-    @property
-    def prefill_is_next(self) -> bool:
-        """Whether `next` would give a prefill step now."""
-        counts = [step.count for step in self._waiting.values()]
-        return max(counts, default=0) > 1 and (self._prefill_is_due or min(counts) > 1)
-
     def next(self) -> list[Waiting]:
         """One prefill step, or up to `rows_max` steps of one position; empty when nothing waits."""
         steps = self._waiting.values()
-        if self.prefill_is_next:
-            batch = self._prefill_turns.pick((step for step in steps if step.count > 1), 1)
+        prefills = [step for step in steps if step.count > 1]
+        if prefills and (self._prefill_is_due or len(prefills) == len(steps)):
+            batch = self._prefill_turns.pick(prefills, 1)
         else:
             decodes = [step for step in steps if step.count == 1 and not step.draft]
             drafts = [step for step in steps if step.count == 1 and step.draft]

@@ -22,9 +22,9 @@ class LaneExecutor:
         self._lane = trio.CapacityLimiter(1)
         self._turns = turns
 
-    def turn(self, *, prefill: bool) -> AbstractAsyncContextManager[Callable[[], None]]:
+    def turn(self) -> AbstractAsyncContextManager[Callable[[bool], None]]:
         """See `engine.stage.Executor`."""
-        return nullcontext(_nothing) if self._turns is None or prefill else self._turns.take()
+        return nullcontext(_over) if self._turns is None else self._turns.take()
 
     async def run(self, work: Callable[[], T], expected_s: float | None = None) -> T:
         """See `engine.stage.Executor`.
@@ -45,9 +45,9 @@ class InlineExecutor:
         self._cost_s = cost_s
         self._lane = trio.StrictFIFOLock()
 
-    def turn(self, *, prefill: bool) -> AbstractAsyncContextManager[Callable[[], None]]:
+    def turn(self) -> AbstractAsyncContextManager[Callable[[bool], None]]:
         """See `engine.stage.Executor`."""
-        return nullcontext(_nothing)
+        return nullcontext(_over)
 
     async def run(self, work: Callable[[], T], expected_s: float | None = None) -> T:
         """See `engine.stage.Executor`; cancellation is as in `LaneExecutor`."""
@@ -58,5 +58,5 @@ class InlineExecutor:
             return work()
 
 
-def _nothing() -> None:
+def _over(joining: bool) -> None:
     """Nobody waits for this stage's turn."""

@@ -76,9 +76,9 @@ class Executor(Protocol):
         Work that is `expected_s` to be over soon may run at once, in the caller's own thread.
         """
 
-    def turn(self, *, prefill: bool) -> AbstractAsyncContextManager[Callable[[], None]]:
+    def turn(self) -> AbstractAsyncContextManager[Callable[[bool], None]]:
         """Our turn to compute, where stages of one machine take turns. Whoever chooses what to run does so in it.
 
-        A `prefill` step needs none: it has so much to do between waits that two at once use the cores better than one.
-        What the turn gives is to be called when the computing is over.
+        It gives `over(joining)`, to be called when the computing is over: whether what comes of it may join what
+        another stage is about to run.
         """

@@ -42,32 +42,27 @@ class Turns:
         self._distrust_until = float("-inf")
 
     @asynccontextmanager
-    async def take(self) -> AsyncIterator[Callable[[], None]]:
-        """Our turn, for as long as the context lasts. Call what it gives when the computing is over.
+    async def take(self) -> AsyncIterator[Callable[[bool], None]]:
+        """Our turn, for as long as the context lasts, or until what it gives is called: `over(joining)`.
 
-        Then, if nobody waits, the turn ends at once, and whoever gets our results need not wait for it. If somebody
-        does, it ends with the context: what we send until then may join what runs next.
+        The computing is over then. If somebody waits, and our results may be `joining` what it runs, the turn ends
+        with the context, when they have been sent; else at once, so that whoever gets them need not wait.
         """
         held = await self._acquire()
 
-        def end_unless_awaited() -> None:
+        def over(joining: bool) -> None:
             nonlocal held
-            if held and _locks(self._queue, fcntl.LOCK_EX):
-                fcntl.flock(self._queue, fcntl.LOCK_UN)
-                fcntl.flock(self._turn, fcntl.LOCK_UN)
+            if held and not (joining and self._is_awaited()):
                 held = False
+                self._release()
 
         try:
-            yield end_unless_awaited
+            yield over
         finally:
-            end_unless_awaited()
             if held:
                 with trio.CancelScope(shield=True):
                     await trio.lowlevel.checkpoint()  # results that a writer of ours has yet to write
-                fcntl.flock(self._turn, fcntl.LOCK_UN)
-                self._step_aside = True
-                with contextlib.suppress(BlockingIOError):
-                    os.write(self._news, b".")
+                self._release()
 
     def close(self) -> None:
         for descriptor in (self._turn, self._queue, self._news):
@@ -94,6 +89,19 @@ class Turns:
             fcntl.flock(self._queue, fcntl.LOCK_UN)
         self._distrust_until = trio.current_time() + DISTRUST_S
         return False
+
+    def _is_awaited(self) -> bool:
+        free = _locks(self._queue, fcntl.LOCK_EX)
+        if free:
+            fcntl.flock(self._queue, fcntl.LOCK_UN)
+        return not free
+
+    def _release(self) -> None:
+        self._step_aside = self._is_awaited()
+        fcntl.flock(self._turn, fcntl.LOCK_UN)
+        if self._step_aside:
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._news, b".")
 
     async def _hear(self) -> None:
         with trio.move_on_after(LOOK_S):

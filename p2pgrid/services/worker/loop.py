@@ -104,11 +104,11 @@ class StageLoop:
                 self._work = trio.Event()
                 await self._work.wait()
             # What comes while we wait for our turn joins the batch.
-            async with self._executor.turn(prefill=self._scheduler.prefill_is_next) as turn_over:
+            async with self._executor.turn() as turn_over:
                 batch = [ready for waiting in self._scheduler.next() if (ready := self._check(waiting)) is not None]
                 if batch:
                     results, took_s = await self._run(batch)
-                    turn_over()
+                    turn_over(not batch[0].alone)  # decode steps may join others; a prefill step runs alone
                     self._pass_on([self._done(*done, took_s) for done in zip(batch, results, strict=True)])
             if len(self._scheduler):
                 await trio.lowlevel.checkpoint()  # work that ran at once let nobody else do anything
