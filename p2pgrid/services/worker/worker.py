@@ -34,7 +34,7 @@ class _Session:
         self.scope = trio.CancelScope()
         self.farewell: str | None = None
         self.worth_keeping = False
-        """It ended in order: what it prefilled may serve others."""
+        """It ended in order, and its client looks for prefixes: what it prefilled may serve others."""
 
 
 class Worker:
@@ -233,7 +233,7 @@ class Worker:
         """End a session from outside its task: in order, or with a `farewell` that is told to its client."""
         if not session.seat.ended:
             session.farewell = farewell
-            if farewell is None and session.seat.entered:
+            if farewell is None and session.seat.entered and session.seat.machine.opening.prefix:
                 session.worth_keeping = True
                 self.prefixes.expect()
         self._loop.leave(session.seat)
