@@ -15,6 +15,8 @@ from p2pgrid.node.wiring import describe_model, model_store
 T = TypeVar("T")
 
 BASELINES = ("one_process", "star", "llama_cpp")
+ROUSE_TOKENS = 64
+ROUSE_ANSWER = 4
 ORDINARY_FROM = 0.05
 """The share of a vocabulary at its beginning that prompts leave out: special tokens and single bytes are there."""
 
@@ -70,6 +72,15 @@ class PromptMaker:
         """Token ids `[length]`; another `salt` gives a prompt that has no beginning in common."""
         rng = random.Random(f"{length}/{salt}")
         return tuple(rng.randrange(int(self._vocab * ORDINARY_FROM), self._vocab) for _ in range(length))
+
+
+async def rouse(system: System, maker: PromptMaker, pair: int) -> None:
+    """A short request that does not count, right before one that does.
+
+    While the others were asked this system was idle: its memory is in no cache any more, and some machines take the
+    pages of idle processes away. A system of several processes would pay for that several times.
+    """
+    await system.ask(maker.prompt(ROUSE_TOKENS, -1000 - pair), ROUSE_ANSWER)
 
 
 def tell_differences(bench: Bench, answers: dict[str, Timed]) -> None:

@@ -6,7 +6,7 @@
 from functools import partial
 
 from p2pgrid.bench.ceilings import limit_decode
-from p2pgrid.bench.lineup import PromptMaker, in_turn, open_lineup, tell_differences
+from p2pgrid.bench.lineup import PromptMaker, in_turn, open_lineup, rouse, tell_differences
 from p2pgrid.bench.load import cpu_s
 from p2pgrid.bench.runner import Figures
 from p2pgrid.bench.scenario import Bench, Named
@@ -32,6 +32,7 @@ async def run(bench: Bench) -> None:
             for system in in_turn(systems, pair):
                 bench.progress(done, total)
                 ask = partial(_ask, system, maker.prompt(PROMPT_TOKENS, pair), tokens, answers)
+                await rouse(system, maker, pair)
                 await bench.sample(system.name, pair, ask)
                 done += 1
                 if pair >= 0:

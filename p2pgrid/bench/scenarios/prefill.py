@@ -3,7 +3,7 @@
 from functools import partial
 
 from p2pgrid.bench.ceilings import limit_prefill
-from p2pgrid.bench.lineup import PromptMaker, in_turn, open_lineup
+from p2pgrid.bench.lineup import PromptMaker, in_turn, open_lineup, rouse
 from p2pgrid.bench.runner import Figures
 from p2pgrid.bench.scenario import Bench, Named
 from p2pgrid.bench.systems import System
@@ -27,7 +27,9 @@ async def run(bench: Bench) -> None:
                 for system in in_turn(systems, pair):
                     bench.progress(done, total)
                     last: list[float] = []
-                    await bench.sample(system.name, pair, partial(_ask, system, maker.prompt(length, pair), last))
+                    ask = partial(_ask, system, maker.prompt(length, pair), last)
+                    await rouse(system, maker, pair)
+                    await bench.sample(system.name, pair, ask)
                     reached[_metric(length)].setdefault(system.name, []).append(last[-1])
                     done += 1
     await limit_prefill(bench, description.manifest, reached)
