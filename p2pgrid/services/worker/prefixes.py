@@ -29,8 +29,9 @@ class Prefixes:
         self._executor = executor
         self._room = room
         self._cache = PrefixCache[_Held]()
-        self._awaited = 0
-        self._kept = trio.Event()
+        self._expected = 0
+        self._kept = 0
+        self._news = trio.Event()
 
     @property
     def nbytes(self) -> int:
@@ -42,12 +43,13 @@ class Prefixes:
 
     def expect(self) -> None:
         """A `keep` is on its way: whoever opens a session now may be about to go on from what it brings."""
-        self._awaited += 1
+        self._expected += 1
 
     async def fill(self, machine: StageSession, row: int) -> None:
         """Begin the session's row with the longest prefix of its prompt that is held here."""
-        while self._awaited and machine.opening.prefix:
-            await self._kept.wait()
+        expected = self._expected  # not what is expected later: it might never end
+        while self._kept < expected and machine.opening.prefix:
+            await self._news.wait()
         found = self._cache.find(_scope(machine), split_keys(machine.opening.prefix))
         found = found[: machine.context_max // PREFIX_BLOCK]
         if not found:
@@ -65,9 +67,9 @@ class Prefixes:
         try:
             await self._keep(machine, row)
         finally:
-            self._awaited -= 1
-            self._kept.set()
-            self._kept = trio.Event()
+            self._kept += 1
+            self._news.set()
+            self._news = trio.Event()
 
     async def _keep(self, machine: StageSession, row: int) -> None:
         tokens = machine.prefilled
