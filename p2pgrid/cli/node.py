@@ -24,7 +24,7 @@ from p2pgrid.cli.running import run_async, until_told_to_stop
 from p2pgrid.cli.values import parse_layers, parse_size
 from p2pgrid.engine.executor import LaneExecutor
 from p2pgrid.engine.stage import Stage
-from p2pgrid.engine.turns import Turns
+from p2pgrid.engine.turns import open_turns
 from p2pgrid.errors import BadInput
 from p2pgrid.ids import Span
 from p2pgrid.node.node import Node, Phase, Serving
@@ -96,8 +96,9 @@ def node(
             async with network as peer:
                 BlobServer(peer.transport, public_blobs(description))
                 on_phase = partial(_tell, peer, model, state, json)
-                executor = LaneExecutor(None if turns is None else Turns(turns))
-                await _live(Node(peer, serving, make_stage, executor, on_phase), until_stdin_closes)
+                with open_turns(turns) as own_turns:
+                    node = Node(peer, serving, make_stage, LaneExecutor(own_turns), on_phase)
+                    await _live(node, until_stdin_closes)
 
     run_async(main)
 

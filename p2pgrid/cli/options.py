@@ -1,9 +1,11 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
+
+from p2pgrid.wire.messages import WireChoice
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -46,6 +48,6 @@ Exact = Annotated[
     Parameter("--exact", negative=(), help="Compute each token before the next one is begun: no speculative decoding."),
 ]
 Wire = Annotated[
-    Literal["fp32", "fp16", "int8", "auto"],
+    WireChoice,
     Parameter("--wire", help="How stages send each other hidden states; auto = by what each link carries."),
 ]

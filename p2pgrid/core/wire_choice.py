@@ -8,9 +8,9 @@ halves what is waited for. Below 6 MB/s even fp16 (25 ms at least) begins to be 
 0.27 of fp32's bytes.
 """
 
-from typing import Literal, assert_never
+from typing import assert_never
 
-from p2pgrid.wire.messages import WireFormat
+from p2pgrid.wire.messages import WireChoice, WireFormat
 
 FP32_BYTES_S_MIN = 25e6
 """200 Mbit/s."""
@@ -18,14 +18,14 @@ FP16_BYTES_S_MIN = 6e6
 """About 50 Mbit/s."""
 
 
-def choose_form(asked: Literal["fp32", "fp16", "int8", "auto"], bandwidth_bps: float | None) -> WireFormat:
-    """What was asked for; with `auto` by `bandwidth_bps`, bytes per second, None = not known yet: taken for fast."""
+def choose_form(asked: WireChoice, bandwidth_bytes_s: float | None) -> WireFormat:
+    """What was asked for; with `auto` by what the link carries; None = not known yet: taken for fast."""
     match asked:
         case "fp32" | "fp16" | "int8":
             return asked
         case "auto":
-            if bandwidth_bps is None or bandwidth_bps >= FP32_BYTES_S_MIN:
+            if bandwidth_bytes_s is None or bandwidth_bytes_s >= FP32_BYTES_S_MIN:
                 return "fp32"
-            return "fp16" if bandwidth_bps >= FP16_BYTES_S_MIN else "int8"
+            return "fp16" if bandwidth_bytes_s >= FP16_BYTES_S_MIN else "int8"
         case _:
             assert_never(asked)

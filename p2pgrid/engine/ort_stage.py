@@ -12,7 +12,6 @@ import structlog
 from p2pgrid.engine.graph_cache import Build, GraphCache, graph_key
 from p2pgrid.engine.kv import KvSlabs, whole_pages
 from p2pgrid.engine.ort_session import FAILURES, new_session, one_line, threads_for, trim_heap
-from p2pgrid.engine.ort_session import THREADS_MAX as THREADS_MAX
 from p2pgrid.engine.row_runs import row_runs
 from p2pgrid.engine.stage import KvBlock
 from p2pgrid.errors import LocalFault

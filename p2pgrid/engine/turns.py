@@ -9,8 +9,8 @@ waited for `PATIENCE_S`, and then for a while no more.
 import contextlib
 import fcntl
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import trio
@@ -108,6 +108,16 @@ class Turns:
             await trio.lowlevel.wait_readable(self._news)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._news, 64)
+
+
+@contextmanager
+def open_turns(folder: Path | None) -> Iterator[Turns | None]:
+    """Our part in the turns of `folder`; None without one. Raises LocalFault."""
+    if folder is None:
+        yield None
+        return
+    with contextlib.closing(Turns(folder)) as turns:
+        yield turns
 
 
 def _locks(descriptor: int, how: int) -> bool:

@@ -144,7 +144,7 @@ class Links:
         link = self._links.get(peer)
         return link.state.rtt_s if link is not None else None
 
-    def bandwidth_bps(self, peer: PeerId) -> float | None:
+    def bandwidth_bytes_s(self, peer: PeerId) -> float | None:
         """Bytes per second that the link carries to that peer; None before it was measured, and to ourselves.
 
         Measured on bursts of 64 KiB or more; see `net.bandwidth`.

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from p2pgrid.core.generation import Generation
 from p2pgrid.core.text import TextStream
@@ -14,7 +13,7 @@ from p2pgrid.node.peer import Peer
 from p2pgrid.services.local import LocalSession
 from p2pgrid.services.pipeline import Terms
 from p2pgrid.settings import PipelineSettings, StageSettings
-from p2pgrid.wire.messages import Sampling
+from p2pgrid.wire.messages import Sampling, WireChoice
 
 Show = Callable[[str], None]
 
@@ -31,7 +30,7 @@ class Request:
     stop: tuple[str, ...] = ()
     cache_scope: str = ""
     """Prompts are looked for, and kept, among those of requests with the same scope."""
-    wire: Literal["fp32", "fp16", "int8", "auto"] = "fp32"
+    wire: WireChoice = "fp32"
     exact: bool = False
     """No drafts: every token is computed before the next one is begun."""
 

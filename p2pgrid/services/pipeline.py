@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import structlog
 import trio
@@ -27,6 +26,7 @@ from p2pgrid.wire.messages import (
     Scores,
     Step,
     Token,
+    WireChoice,
 )
 from p2pgrid.wire.tensors import pack_ints
 
@@ -46,7 +46,7 @@ class Terms:
     """What stages still hold of it need not be computed again; empty = compute everything."""
     positions: int = 0
     cache_scope: str = ""
-    wire: Literal["fp32", "fp16", "int8", "auto"] = "fp32"
+    wire: WireChoice = "fp32"
     exact: bool = False
     relayed: bool = False
 

@@ -1,6 +1,7 @@
 """Frames: `u32` big-endian length, then one MessagePack map. Sizes are checked before memory is taken.
 
-`msgpack` packs and unpacks within limits; `msgspec` turns the result into the frozen structs of `messages`.
+`msgspec` packs, to the bytes that `msgpack` would; `msgpack` unpacks within limits, and `msgspec` turns the result into
+the frozen structs of `messages`.
 This is the border of rule 5: what `decode` and `FrameBuffer` return is typed and within its limits, and
 everything else is `PeerMisbehaved`.
 """

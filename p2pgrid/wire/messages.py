@@ -24,11 +24,11 @@ ADDRESSES_MAX = 16
 BLOB_PIECE_BYTES_MAX = 1024 * 1024
 PREFIX_BLOCK = 64
 """Positions of a prompt that share one key in the prefix caches; see `core.prefix`."""
-PREFIX_KEY_BYTES = 16
-PREFIX_BLOCKS_MAX = 4096
+PREFIX_KEY_BYTES, PREFIX_BLOCKS_MAX = 16, 4096
 
 WireFormat = Literal["fp32", "fp16", "int8"]
-"""How hidden states travel; see `wire.hidden`."""
+WireChoice = Literal["fp32", "fp16", "int8", "auto"]
+"""How hidden states travel (see `wire.hidden`), and what a client may ask for."""
 
 Hex32 = Annotated[SessionId, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Hex64 = Annotated[ModelId, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -127,7 +127,7 @@ class Open(_Message, frozen=True):
     """Keys of the prompt's whole blocks, one after another: what a stage still holds of them need not be computed."""
     cache_scope: Annotated[str, Meta(max_length=128)] = ""
     """Prompts are shared between sessions of one client with one scope, and with nobody else."""
-    wire: Literal["fp32", "fp16", "int8", "auto"] = "fp32"
+    wire: WireChoice = "fp32"
     """How the stages send each other hidden states; `auto` = by what each link carries."""
     exact: bool = False
     """No stage drafts tokens ahead."""

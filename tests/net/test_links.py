@@ -394,14 +394,14 @@ async def test_a_link_knows_what_it_carries_once_something_large_was_sent(
         for position in range(100):
             await a.links.send(b.peer, token(position))
             await trio.sleep(0.01)
-        assert a.links.bandwidth_bps(b.peer) is None
+        assert a.links.bandwidth_bytes_s(b.peer) is None
         await a.links.send(b.peer, step(295_000))
         await trio.sleep(1)
-        assert a.links.bandwidth_bps(b.peer) == pytest.approx(bandwidth_bytes_s, rel=0.15)
-        assert b.links.bandwidth_bps(a.peer) is None, "each direction for itself"
+        assert a.links.bandwidth_bytes_s(b.peer) == pytest.approx(bandwidth_bytes_s, rel=0.15)
+        assert b.links.bandwidth_bytes_s(a.peer) is None, "each direction for itself"
         assert a.links.rtt_s(b.peer) == pytest.approx(0.001, rel=0.1), "a burst makes no longer way"
-        assert a.links.bandwidth_bps(a.peer) is None
-        assert a.links.bandwidth_bps(identity(99).peer) is None
+        assert a.links.bandwidth_bytes_s(a.peer) is None
+        assert a.links.bandwidth_bytes_s(identity(99).peer) is None
 
 
 async def test_a_trace_has_every_event_of_a_step_in_order_and_nothing_else(autojump_clock: trio.abc.Clock) -> None:

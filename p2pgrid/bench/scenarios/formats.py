@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 from p2pgrid.bench.conditioned_swarm import open_conditioned_swarm
 from p2pgrid.bench.lineup import in_turn, prompt_maker
@@ -11,8 +10,9 @@ from p2pgrid.bench.runner import Figures
 from p2pgrid.bench.scenario import Bench, Named
 from p2pgrid.bench.systems import System
 from p2pgrid.services.pipeline import Terms
+from p2pgrid.wire.messages import WireChoice
 
-FORMATS: Sequence[Literal["fp32", "fp16", "int8", "auto"]] = ("fp32", "fp16", "int8", "auto")
+FORMATS: Sequence[WireChoice] = ("fp32", "fp16", "int8", "auto")
 PROFILE = Profile("20mbit", rtt_s=0.02, up_bytes_s=20 * MBIT, down_bytes_s=20 * MBIT)
 PROMPT_TOKENS = 512
 WARM_UP_TOKENS = 256

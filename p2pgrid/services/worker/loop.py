@@ -265,7 +265,7 @@ class StageLoop:
         machine.computed(step.position, ready.tokens.tolist())
         if machine.drafter is not None and step.want == "token" and len(ready.tokens) == 1:
             machine.drafter.sent(step.position, trio.current_time(), took_s)
-        form = choose_form(machine.opening.wire, self._links.bandwidth_bps(machine.downstream))
+        form = choose_form(machine.opening.wire, self._links.bandwidth_bytes_s(machine.downstream))
         return seat, messages_of(machine, step, result, form)
 
     def _pass_on(self, said: Sequence[_Said]) -> None:
