@@ -171,10 +171,11 @@ async def open_chain(
     kv_positions: int | None = None,
     network: MemoryNetwork | None = None,
     make: type[CountedStage] = CountedStage,
+    executor: Callable[[], Executor] | None = None,
     link_settings: LinkSettings = LinkSettings(),  # noqa: B008 - frozen
     pipeline_settings: PipelineSettings = QUICK,
 ) -> AsyncIterator[Chain]:
-    """A running chain of so many stages, or of these spans; a step of each stage takes `cost_s`."""
+    """A running chain of so many stages, or of these spans; a step takes `cost_s` unless there is an `executor`."""
     network = network or MemoryNetwork(random.Random(1))
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(
@@ -184,7 +185,8 @@ async def open_chain(
         for number, span in enumerate(cut(parts) if isinstance(parts, int) else parts):
             peer = await stack.enter_async_context(joined(network, number, link_settings=link_settings))
             stage = make(span, rows, context_max=context_max, kv_positions=kv_positions)
-            worker = await stack.enter_async_context(serving(peer, stage, InlineExecutor(cost_s)))
+            runs = InlineExecutor(cost_s) if executor is None else executor()
+            worker = await stack.enter_async_context(serving(peer, stage, runs))
             chain.peers.append(peer)
             chain.workers.append(worker)
             chain.stages.append(stage)

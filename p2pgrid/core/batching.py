@@ -74,6 +74,13 @@ class Scheduler:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def decode_rows(self) -> int:
+        """How many rows `next` would give if only steps of one position wait; 0 otherwise."""
+        if any(step.count > 1 for step in self._waiting.values()):
+            return 0
+        return min(len(self._waiting), self._rows_max)
+
     def add(self, step: Waiting) -> None:
         """The caller adds a row's next step once the one before was taken. Raises ValueError otherwise."""
         if step.count < 1:

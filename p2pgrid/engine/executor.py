@@ -6,11 +6,11 @@ from typing import TypeVar
 
 import trio
 
-from p2pgrid.engine.turns import Turns
+from p2pgrid.engine.turns import Turn, Turns
 
 T = TypeVar("T")
 
-AT_ONCE_S_MAX = 0.004
+AT_ONCE_S_MAX = 0.01
 """Work that takes no longer is not worth the way to another thread and back, 0.1 ms; nor does the network notice."""
 
 
@@ -22,9 +22,15 @@ class LaneExecutor:
         self._lane = trio.CapacityLimiter(1)
         self._turns = turns
 
-    def turn(self) -> AbstractAsyncContextManager[Callable[[bool], None]]:
+    def turn(self) -> AbstractAsyncContextManager[Turn]:
         """See `engine.stage.Executor`."""
-        return nullcontext(_over) if self._turns is None else self._turns.take()
+        return nullcontext(_no_turn()) if self._turns is None else self._turns.take()
+
+    def turn_at_once(self, expected_s: float | None) -> Turn | None:
+        """See `engine.stage.Executor`."""
+        if not self._may_run_at_once(expected_s):
+            return None
+        return _no_turn() if self._turns is None else self._turns.try_take()
 
     async def run(self, work: Callable[[], T], expected_s: float | None = None) -> T:
         """See `engine.stage.Executor`.
@@ -32,10 +38,13 @@ class LaneExecutor:
         Cancelled while it waits for the lane, the work never starts. Cancelled later, it keeps the lane and the
         caller until it has really stopped: a runtime cannot be interrupted, and its memory is still in use.
         """
-        if expected_s is not None and expected_s <= AT_ONCE_S_MAX and not self._lane.borrowed_tokens:
+        if self._may_run_at_once(expected_s):
             await trio.lowlevel.checkpoint_if_cancelled()
             return work()
         return await trio.to_thread.run_sync(work, limiter=self._lane)
+
+    def _may_run_at_once(self, expected_s: float | None) -> bool:
+        return expected_s is not None and expected_s <= AT_ONCE_S_MAX and not self._lane.borrowed_tokens
 
 
 class InlineExecutor:
@@ -45,9 +54,13 @@ class InlineExecutor:
         self._cost_s = cost_s
         self._lane = trio.StrictFIFOLock()
 
-    def turn(self) -> AbstractAsyncContextManager[Callable[[bool], None]]:
+    def turn(self) -> AbstractAsyncContextManager[Turn]:
         """See `engine.stage.Executor`."""
-        return nullcontext(_over)
+        return nullcontext(_no_turn())
+
+    def turn_at_once(self, expected_s: float | None) -> Turn | None:
+        """Never: work takes time here, and whoever waits for it must let time pass."""
+        return None
 
     async def run(self, work: Callable[[], T], expected_s: float | None = None) -> T:
         """See `engine.stage.Executor`; cancellation is as in `LaneExecutor`."""
@@ -58,5 +71,5 @@ class InlineExecutor:
             return work()
 
 
-def _over(joining: bool) -> None:
-    """Nobody waits for this stage's turn."""
+def _no_turn() -> Turn:
+    return Turn(None, held=False)

@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
+from p2pgrid.engine.turns import Turn
 from p2pgrid.ids import Span
 from p2pgrid.wire.tensors import Floats, Ints
 
@@ -76,9 +77,11 @@ class Executor(Protocol):
         Work that is `expected_s` to be over soon may run at once, in the caller's own thread.
         """
 
-    def turn(self) -> AbstractAsyncContextManager[Callable[[bool], None]]:
-        """Our turn to compute, where stages of one machine take turns. Whoever chooses what to run does so in it.
+    def turn(self) -> AbstractAsyncContextManager[Turn]:
+        """Our turn to compute, where stages of one machine take turns. Whoever chooses what to run does so in it."""
 
-        It gives `over(joining)`, to be called when the computing is over: whether what comes of it may join what
-        another stage is about to run.
+    def turn_at_once(self, expected_s: float | None) -> Turn | None:
+        """The same without waiting, for work of `expected_s` that the caller runs itself, right now, on the event loop.
+
+        The caller ends it. None when somebody else computes, or the work takes too long for that.
         """

@@ -9,7 +9,7 @@ waited for `PATIENCE_S`, and then for a while no more.
 import contextlib
 import fcntl
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -42,27 +42,22 @@ class Turns:
         self._distrust_until = float("-inf")
 
     @asynccontextmanager
-    async def take(self) -> AsyncIterator[Callable[[bool], None]]:
-        """Our turn, for as long as the context lasts, or until what it gives is called: `over(joining)`.
-
-        The computing is over then. If somebody waits, and our results may be `joining` what it runs, the turn ends
-        with the context, when they have been sent; else at once, so that whoever gets them need not wait.
-        """
-        held = await self._acquire()
-
-        def over(joining: bool) -> None:
-            nonlocal held
-            if held and not (joining and self._is_awaited()):
-                held = False
-                self._release()
-
+    async def take(self) -> "AsyncIterator[Turn]":
+        """Our turn, for as long as the context lasts, or until it ends itself."""
+        turn = Turn(self, held=await self._acquire())
         try:
-            yield over
+            yield turn
         finally:
-            if held:
+            if turn.held:
                 with trio.CancelScope(shield=True):
                     await trio.lowlevel.checkpoint()  # results that a writer of ours has yet to write
-                self._release()
+                turn.end()
+
+    def try_take(self) -> "Turn | None":
+        """Our turn, which the caller ends; None when we would have to wait for it."""
+        if self._step_aside or not _locks(self._turn, fcntl.LOCK_EX):
+            return None
+        return Turn(self, held=True)
 
     def close(self) -> None:
         for descriptor in (self._turn, self._queue, self._news):
@@ -90,14 +85,16 @@ class Turns:
         self._distrust_until = trio.current_time() + DISTRUST_S
         return False
 
-    def _is_awaited(self) -> bool:
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for our turn to end."""
         free = _locks(self._queue, fcntl.LOCK_EX)
         if free:
             fcntl.flock(self._queue, fcntl.LOCK_UN)
         return not free
 
-    def _release(self) -> None:
-        self._step_aside = self._is_awaited()
+    def release(self) -> None:
+        """Of `Turn`: let the next one begin."""
+        self._step_aside = self.is_awaited()
         fcntl.flock(self._turn, fcntl.LOCK_UN)
         if self._step_aside:
             with contextlib.suppress(BlockingIOError):
@@ -108,6 +105,27 @@ class Turns:
             await trio.lowlevel.wait_readable(self._news)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._news, 64)
+
+
+class Turn:
+    """A turn to compute, unless it is not `held`: then nobody waits for it."""
+
+    def __init__(self, turns: Turns | None, *, held: bool) -> None:
+        self._turns = turns
+        self.held = held
+
+    def computed(self, *, joining: bool) -> None:
+        """The computing is over. The turn ends now, so that whoever gets the results need not wait for it; but not
+        while somebody waits whose next step may have our results `joining` it: then it ends once they were sent.
+        """
+        if self.held and self._turns is not None and not (joining and self._turns.is_awaited()):
+            self.end()
+
+    def end(self) -> None:
+        """Idempotent."""
+        if self.held and self._turns is not None:
+            self._turns.release()
+        self.held = False
 
 
 @contextmanager

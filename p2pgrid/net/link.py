@@ -1,19 +1,19 @@
 """One link: the tasks that read, write, deliver and keep time around a `LinkState`."""
 
-from collections import deque
 from collections.abc import Callable
 
 import trio
 
 from p2pgrid.errors import PeerMisbehaved, PeerUnavailable
 from p2pgrid.net.delivery import Delivery, OnMessage, OnMessageNowait, once
+from p2pgrid.net.inbox import Inbox
 from p2pgrid.net.link_state import LinkState, cost_of
 from p2pgrid.net.outgoing import Outgoing
 from p2pgrid.net.transport import ByteStream
 from p2pgrid.settings import LinkSettings
 from p2pgrid.trace import NO_TRACE, Tracer
 from p2pgrid.trace import now as trace_now
-from p2pgrid.wire.codec import HEADER, FrameBuffer, decode, frame
+from p2pgrid.wire.codec import HEADER, FrameBuffer, decode, decode_link, frame
 from p2pgrid.wire.messages import Goodbye, Hello, LinkMessage, SessionMessage, Step
 
 QUEUE_BYTES_MAX = 1024 * 1024
@@ -44,16 +44,15 @@ class Link:
         self._frames = FrameBuffer()
         self._early: list[bytes] = []
         self._outgoing = Outgoing()
-        self._inbox: deque[SessionMessage | str] = deque()
-        self._inbox_costs: deque[int] = deque()
+        self._inbox = Inbox()
         self._on_message_nowait: OnMessageNowait | None = None
+        self._on_handed_over: Callable[[], None] | None = None
         self._delivering = False
         self._sending = trio.Lock()
         self._room = trio.lowlevel.ParkingLot()
         self._answer = trio.lowlevel.ParkingLot()
         self._to_write = trio.Event()
         self._writer_waits = False
-        self._to_deliver = trio.Event()
         self._flushed = trio.Event()
 
     # ── before the link is up ────────────────────────────────────────────────────────────────────────────
@@ -145,9 +144,15 @@ class Link:
         await self._flushed.wait()
         await self._stream.aclose()
 
-    async def run(self, on_message: OnMessage, on_message_nowait: OnMessageNowait | None = None) -> None:
+    async def run(
+        self,
+        on_message: OnMessage,
+        on_message_nowait: OnMessageNowait | None = None,
+        on_handed_over: Callable[[], None] | None = None,
+    ) -> None:
         """Run a greeted link until it ends. Errors of `on_message` other than PeerMisbehaved come out."""
         self._on_message_nowait = on_message_nowait
+        self._on_handed_over = on_handed_over
         self.state.ask_for_ping()
         async with trio.open_nursery() as tasks:
             tasks.start_soon(self._write)
@@ -212,7 +217,7 @@ class Link:
         for message in messages:
             self._note("written", message)
 
-    def _note(self, event: str, message: SessionMessage, at_s: float | None = None) -> None:
+    def _note(self, event: str, message: LinkMessage, at_s: float | None = None) -> None:
         if self._tracer is not NO_TRACE and isinstance(message, Step):
             self._tracer.note(event, message.session, message.position, at_s)
 
@@ -236,9 +241,8 @@ class Link:
                 self.state.sent(len(data), began, trio.current_time(), idle_before=idle)
                 idle = False
                 self._room.unpark_all()
-                if self._tracer is not NO_TRACE:
-                    for message in written:
-                        self._note("written", message)
+                for message in written:
+                    self._note("written", message)
         except PeerUnavailable as error:
             self.end(str(error))
 
@@ -249,59 +253,57 @@ class Link:
                 now = trio.current_time()
                 self.state.heard(now)
                 self._take(self._frames.feed(data), now)
-            self._put("the peer closed the link")
+            self._inbox.put("the peer closed the link")
         except (PeerUnavailable, PeerMisbehaved) as error:
             self.end(str(error))
 
     def _take(self, payloads: list[bytes], now: float) -> None:
         traced = self._tracer is not NO_TRACE
         read_at_s = trace_now() if traced else 0.0
-        for payload in payloads:
-            message: LinkMessage = decode(payload, LinkMessage)
-            if traced and isinstance(message, Step):
-                self._note("read", message, read_at_s)
-                self._note("decoded", message)
-            frame_bytes = HEADER.size + len(payload)
-            match self.state.received(message, frame_bytes, now):
-                case None:
-                    self._to_write.set()
-                case Goodbye(reason=reason):
-                    self._put(f"the peer said goodbye: {reason}")
-                case to_deliver if not self._deliver_now(to_deliver, cost_of(frame_bytes)):
-                    self._inbox_costs.append(cost_of(frame_bytes))
-                    self._put(to_deliver)
-        self._room.unpark_all()
-        self._answer.unpark_all()
-
-    def _put(self, item: SessionMessage | str) -> None:
-        """A message, or the reason why it was the last one."""
-        self._inbox.append(item)
-        self._to_deliver.set()
+        handed_over = False
+        try:
+            for payload in payloads:
+                message = decode_link(payload)
+                if traced:
+                    self._note("read", message, read_at_s)
+                    self._note("decoded", message)
+                frame_bytes = HEADER.size + len(payload)
+                match self.state.received(message, frame_bytes, now):
+                    case None:
+                        self._to_write.set()
+                        self._room.unpark_all()
+                        self._answer.unpark_all()
+                    case Goodbye(reason=reason):
+                        self._inbox.put(f"the peer said goodbye: {reason}")
+                    case to_deliver:
+                        if self._deliver_now(to_deliver, cost_of(frame_bytes)):
+                            handed_over = True
+                        else:
+                            self._inbox.put(to_deliver, cost_of(frame_bytes))
+        finally:
+            if handed_over and self._on_handed_over is not None:
+                self._on_handed_over()
 
     def _deliver_now(self, message: SessionMessage, cost: int) -> bool:
         """In the reader's own turn, when nothing is before it and nobody has to wait: that saves a turn."""
         if self._on_message_nowait is None or self._inbox or self._delivering or self.ended.is_set():
             return False
-        if self._tracer is not NO_TRACE:
-            self._note("delivered", message)
+        self._note("delivered", message)
         return self._on_message_nowait(Delivery(self.peer, message, once(self._consumed, cost)))
 
     async def _deliver(self, on_message: OnMessage) -> None:
         try:
             while True:
-                while not self._inbox:
-                    self._to_deliver = trio.Event()
-                    await self._to_deliver.wait()
+                await self._inbox.arrival()
                 if self.ended.is_set():
                     return  # cut off, not finished: nobody may act for a peer whose loss was told already
-                item = self._inbox.popleft()
+                item, cost = self._inbox.take()
                 if isinstance(item, str):
                     self.end(item)
                     return
-                if self._tracer is not NO_TRACE:
-                    self._note("delivered", item)
+                self._note("delivered", item)
                 self._delivering = True
-                await on_message(Delivery(self.peer, item, once(self._consumed, self._inbox_costs.popleft())))
+                await on_message(Delivery(self.peer, item, once(self._consumed, cost)))
                 self._delivering = False
         except PeerMisbehaved as error:
             self.end(str(error))

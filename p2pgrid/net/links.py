@@ -27,6 +27,10 @@ LINKS_MAX = 512
 AGENT = "p2pgrid"
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 class _Dial:
     """A link that we are about to make; whoever wants it waits for `done`."""
 
@@ -44,6 +48,7 @@ class Links:
     `on_message(delivery)` is awaited in the order in which a peer sent, one at a time for each peer; when it
     raises PeerMisbehaved the link is cut. `on_message_nowait(delivery)`, if given, is asked first, in the same order
     and under the same rules; what it takes (True) costs no turn of the scheduler, and `on_message` does not get it.
+    `on_handed_over()` follows when it has taken all that was read in one go.
     It is not asked for messages of this node to itself. `on_lost(peer, reason)` is called once for each link that
     ends, but not for those that `run` closes itself when it is cancelled. `tracer` notes what happens to steps.
     """
@@ -56,12 +61,14 @@ class Links:
         on_message: OnMessage,
         on_lost: Callable[[PeerId, str], None],
         on_message_nowait: OnMessageNowait | None = None,
+        on_handed_over: Callable[[], None] = _nothing,
         tracer: Tracer = NO_TRACE,
     ) -> None:
         self._transport = transport
         self._settings = settings
         self._on_message = on_message
         self._on_message_nowait = on_message_nowait
+        self._on_handed_over = on_handed_over
         self._on_lost = on_lost
         self._tracer = tracer
         self._links: dict[PeerId, Link] = {}
@@ -83,10 +90,12 @@ class Links:
                 await trio.sleep_forever()
             finally:
                 self._closing = True
-                with trio.CancelScope(shield=True):
-                    await self._say_goodbye()
-                if self._tasks is not None:
-                    self._tasks.cancel_scope.cancel()
+                try:
+                    with trio.CancelScope(shield=True):
+                        await self._say_goodbye()
+                finally:
+                    if self._tasks is not None:
+                        self._tasks.cancel_scope.cancel()
 
     async def connect(self, contact: Contact) -> None:
         """Return when a link to that peer stands; at once when it does. Raises PeerUnavailable."""
@@ -181,7 +190,7 @@ class Links:
     def _up(self, link: Link, tasks: trio.Nursery) -> None:
         """From here on this is the link to its peer. No await between the decision for it and this."""
         self._links[link.peer] = link
-        tasks.start_soon(link.run, self._on_message, self._on_message_nowait)
+        tasks.start_soon(link.run, self._on_message, self._on_message_nowait, self._on_handed_over)
         dial = self._dials.pop(link.peer, None)
         if dial is not None:
             dial.done.set()

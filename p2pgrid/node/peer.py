@@ -66,6 +66,11 @@ class Peer:
             return not ours and self.worker is not None and self.worker.on_message_nowait(delivery)
         return self.pipeline.on_message_nowait(delivery)
 
+    def on_handed_over(self) -> None:
+        """All that came together was taken."""
+        if self.worker is not None:
+            self.worker.run_now()
+
     def on_lost(self, peer: PeerId, reason: str) -> None:
         self.pipeline.on_lost(peer, reason)
         if self.worker is not None:
@@ -96,6 +101,9 @@ async def open_peer(
     def on_message_nowait(delivery: Delivery) -> bool:
         return peer.on_message_nowait(delivery)
 
+    def on_handed_over() -> None:
+        peer.on_handed_over()
+
     def on_lost(lost: PeerId, reason: str) -> None:
         peer.on_lost(lost, reason)
 
@@ -104,6 +112,7 @@ async def open_peer(
         link_settings,
         on_message=on_message,
         on_message_nowait=on_message_nowait,
+        on_handed_over=on_handed_over,
         on_lost=on_lost,
         tracer=tracer,
     )

@@ -15,6 +15,7 @@ import msgpack
 import msgspec
 
 from p2pgrid.errors import PeerMisbehaved
+from p2pgrid.wire.messages import Close, LinkControl, LinkMessage, Step, ToClient
 
 FRAME_BYTES_MAX = 8 * 1024 * 1024
 CONTAINERS_PER_MESSAGE_MAX = 2048
@@ -24,6 +25,7 @@ HEADER = struct.Struct("!I")
 T = TypeVar("T")
 
 _encoder = msgspec.msgpack.Encoder()
+_flat_decoder: msgspec.msgpack.Decoder[LinkMessage] = msgspec.msgpack.Decoder(LinkControl | Step | Close | ToClient)
 
 
 def encode(message: msgspec.Struct) -> bytes:
@@ -78,6 +80,16 @@ def decode(payload: bytes | bytearray | memoryview, as_type: type[T] | Any) -> T
     ) as error:
         why = str(error) or type(error).__name__
         raise PeerMisbehaved(f"not a message of this protocol: {why}"[:300]) from error
+
+
+def decode_link(payload: bytes) -> LinkMessage:
+    """`decode` of what a link carries. Of that only `Open` holds lists, and so may unfold to more than its bytes: the
+    others are what a stage takes at every step, and go the short way.
+    """
+    try:
+        return _flat_decoder.decode(payload)
+    except (ValueError, RecursionError, msgspec.MsgspecError):
+        return decode(payload, LinkMessage)  # it is `Open`, or says what is wrong
 
 
 @cache

@@ -16,6 +16,17 @@ def kind(step: Waiting) -> str:
     return "prefill" if step.count > 1 else "draft" if step.draft else "decode"
 
 
+def test_how_many_rows_would_decode_is_known_before_they_are_taken() -> None:
+    scheduler = Scheduler(ROWS_MAX)
+    assert scheduler.decode_rows == 0
+    for row in range(ROWS_MAX + 1):
+        scheduler.add(Waiting(row, "ann", 1, draft=row == 2))
+        assert scheduler.decode_rows == min(row + 1, ROWS_MAX)
+    assert len(scheduler.next()) == ROWS_MAX
+    scheduler.add(Waiting(9, "ann", 2))
+    assert scheduler.decode_rows == 0
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """The scheduler beside a plain table of what waits and how many more calls it may take."""
 

@@ -90,6 +90,28 @@ async def test_a_holder_that_is_gone_or_stuck_does_not_stop_the_others(tmp_path:
     own.close()
 
 
+async def test_a_turn_is_taken_at_once_only_when_nobody_else_has_it_or_waits_for_it(tmp_path: Path) -> None:
+    one, other = Turns(tmp_path), Turns(tmp_path)
+    turn = one.try_take()
+    assert turn is not None
+    assert other.try_take() is None
+    async with trio.open_nursery() as tasks:
+
+        async def wait_for_it() -> None:
+            async with other.take():
+                pass
+
+        tasks.start_soon(wait_for_it)
+        await trio.sleep(0.01)
+        turn.computed(joining=True)
+        assert turn.held, "whoever waits may join with what was computed here"
+        turn.end()
+        assert one.try_take() is None, "the one that waited goes first"
+    turn.end()  # once more does nothing
+    one.close()
+    other.close()
+
+
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(LocalFault, match="cannot take turns in"):
         Turns(tmp_path / "missing")

@@ -486,6 +486,28 @@ async def test_a_reset_is_seen_at_once() -> None:
             await other.receive_some()
 
 
+async def test_a_stream_that_was_let_go_says_so_to_whoever_reads_or_closes_it() -> None:
+    async with streams() as (stream, _):
+        await stream.reset()
+        with pytest.raises(PeerUnavailable):
+            await stream.receive_some()
+    async with streams() as (stream, _):
+        reading_ends = trio.Event()
+
+        async def read() -> None:
+            with pytest.raises(PeerUnavailable):
+                await stream.receive_some()
+            reading_ends.set()
+
+        with trio.fail_after(5):
+            async with trio.open_nursery() as tasks:
+                tasks.start_soon(read)
+                tasks.start_soon(stream.aclose)
+                await trio.sleep(0.05)
+                await stream.reset()
+                await reading_ends.wait()
+
+
 async def test_bytes_that_are_not_the_peers_end_the_stream() -> None:
     async with streams() as (one, other):
         await one._stream.send_all(struct.pack("!H", 20) + bytes(20))

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import trio
 
+from p2pgrid.engine.executor import LaneExecutor
+from p2pgrid.engine.turns import Turn
 from p2pgrid.errors import Overloaded, P2pgridError
 from p2pgrid.net.memory_transport import MemoryNetwork
 from p2pgrid.node.answer import Answer
@@ -65,6 +67,29 @@ async def test_sessions_that_are_run_together_answer_as_each_alone(
         assert max(chain.stages[1].batches) > 1, "nothing was ever run together"
         assert chain.rows_taken == [0, 0, 0]
     assert answers == {i: await alone(sampling, prompt) for i, prompt in enumerate(asked)}
+
+
+async def test_steps_that_are_run_as_soon_as_they_are_read_change_no_answer() -> None:
+    asked = prompts(8)
+    answers: dict[int, list[int]] = {}
+    at_once: list[Turn] = []
+
+    class Watched(LaneExecutor):
+        def turn_at_once(self, expected_s: float | None) -> Turn | None:
+            turn = super().turn_at_once(expected_s)
+            at_once.extend([turn] if turn is not None else [])
+            return turn
+
+    async with open_chain(3, rows=8, executor=Watched) as chain:
+
+        async def one(i: int) -> None:
+            answers[i] = (await ask(chain, asked[i], Terms(SEEDED))).token_ids
+
+        async with trio.open_nursery() as tasks:
+            for i in range(len(asked)):
+                tasks.start_soon(one, i)
+    assert at_once, "nothing was ever run in the reader's turn"
+    assert answers == {i: await alone(SEEDED, prompt) for i, prompt in enumerate(asked)}
 
 
 async def test_a_long_prompt_does_not_stop_those_who_decode(autojump_clock: trio.abc.Clock) -> None:

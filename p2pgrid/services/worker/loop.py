@@ -2,19 +2,19 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 
 import trio
 
 from p2pgrid.core.batching import BATCH_ROWS_MAX, Scheduler, Waiting
 from p2pgrid.core.stage_session import Ignore, Refuse, Run
 from p2pgrid.core.wire_choice import choose_form
-from p2pgrid.engine.run_step import RowStep, StepOut, run_rows, run_step
+from p2pgrid.engine.run_step import StepOut
 from p2pgrid.engine.stage import Executor, Stage
+from p2pgrid.engine.turns import Turn
 from p2pgrid.errors import LocalFault, PeerMisbehaved, PeerUnavailable
 from p2pgrid.ids import PeerId
 from p2pgrid.net.links import Delivery, Links
+from p2pgrid.services.worker.batch import BatchRunner, Outcome, Ready
 from p2pgrid.services.worker.outcome import messages_of
 from p2pgrid.services.worker.seat import Queued, Seat
 from p2pgrid.trace import NO_TRACE, Tracer
@@ -25,21 +25,6 @@ from p2pgrid.wire.tensors import Floats, Ints, pack_ints, unpack_ints
 
 HIDDEN_BYTES_MAX = FRAME_BYTES_MAX - 16 * 1024
 """Hidden states of one step; what is left of the frame holds its token ids, targets and names."""
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A step that was checked and is about to be run."""
-
-    seat: Seat
-    queued: Queued
-    tokens: Ints
-    hidden: Floats | None
-    targets: Ints
-
-    @property
-    def alone(self) -> bool:
-        return len(self.tokens) > 1 or self.queued.step.want == "scores"
 
 
 _Said = tuple[Seat, list[tuple[PeerId, SessionMessage]]]
@@ -57,15 +42,14 @@ class StageLoop:
         tracer: Tracer = NO_TRACE,
     ) -> None:
         self._stage = stage
-        self._executor = executor
+        self._runner = BatchRunner(stage, executor, tracer)
         self._links = links
         self._fail = fail
-        self._tracer = tracer
         self._scheduler = Scheduler(BATCH_ROWS_MAX)
         self._seats: dict[int, Seat] = {}
         self._work = trio.Event()
-        self._expected_s: dict[int, float] = {}
-        """Positions in a batch → how long one like it took last."""
+        self._busy = False
+        """`run` waits for its turn, or computes."""
 
     def enter(self, seat: Seat) -> None:
         seat.entered = True
@@ -80,7 +64,10 @@ class StageLoop:
             seat.steps.popleft().release()
 
     def put(self, seat: Seat, delivery: Delivery, step: Step) -> None:
-        """A step came for a seat that has not ended. Raises PeerMisbehaved for token ids that are none."""
+        """A step came for a seat that has not ended; `run_now` follows when no more do.
+
+        Raises PeerMisbehaved for token ids that are none.
+        """
         seat.heard_at = trio.current_time()
         if not step.draft:
             seat.until = step.until
@@ -96,6 +83,7 @@ class StageLoop:
     def resume(self, seat: Seat) -> None:
         """The seat's outbox is empty again."""
         self._consider(seat)
+        self._work.set()
 
     async def run(self) -> None:
         """Schedule, run, pass on, until cancelled."""
@@ -103,15 +91,34 @@ class StageLoop:
             while not len(self._scheduler):
                 self._work = trio.Event()
                 await self._work.wait()
-            # What comes while we wait for our turn joins the batch.
-            async with self._executor.turn() as turn_over:
-                batch = [ready for waiting in self._scheduler.next() if (ready := self._check(waiting)) is not None]
-                if batch:
-                    results, took_s = await self._run(batch)
-                    turn_over(not batch[0].alone)  # decode steps may join others; a prefill step runs alone
-                    self._pass_on([self._done(*done, took_s) for done in zip(batch, results, strict=True)])
+            self._busy = True
+            try:
+                # What comes while we wait for our turn joins the batch.
+                async with self._runner.executor.turn() as turn:
+                    if batch := self._next_batch():
+                        outcome = await self._runner.run(batch)
+                        self._finish(batch, outcome, turn)
+            finally:
+                self._busy = False
             if len(self._scheduler):
                 await trio.lowlevel.checkpoint()  # work that ran at once let nobody else do anything
+
+    def run_now(self) -> None:
+        """All that came together was `put`. Decode steps that take little time are run in the caller's own turn: that
+        saves two of the scheduler's, which a single answer would wait for at every stage. The rest is left to `run`.
+        """
+        if self._busy or not len(self._scheduler):
+            return
+        rows = self._scheduler.decode_rows
+        turn = self._runner.turn_at_once(rows) if rows else None
+        if turn is not None:
+            try:
+                if batch := self._next_batch():
+                    self._finish(batch, self._runner.run_here(batch), turn)
+            finally:
+                turn.end()
+        if len(self._scheduler):
+            self._work.set()
 
     # ── schedule ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -123,7 +130,6 @@ class StageLoop:
         count = len(step.tokens) // 4 if step.want != "scores" else max(2, len(step.tokens) // 4)
         self._scheduler.add(Waiting(seat.row, seat.machine.client, count, step.draft))
         seat.waits = True
-        self._work.set()
 
     def _is_under_way(self, seat: Seat, step: Step) -> bool:
         """Whether stage 0 has guessed this step's token and sent, or is about to send, the step already."""
@@ -164,7 +170,10 @@ class StageLoop:
             )
             seat.steps.append(Queued(step, _nothing))
 
-    def _check(self, waiting: Waiting) -> _Ready | None:
+    def _next_batch(self) -> list[Ready]:
+        return [ready for waiting in self._scheduler.next() if (ready := self._check(waiting)) is not None]
+
+    def _check(self, waiting: Waiting) -> Ready | None:
         """The seat's first step, if it is to be run; otherwise what is to be done about it is done."""
         seat = self._seats[waiting.row]  # whoever leaves is taken off the scheduler too
         seat.waits = False
@@ -175,7 +184,7 @@ class StageLoop:
             match seat.machine.on_step(step.epoch, step.position, tokens.tolist(), draft=step.draft):
                 case Run():
                     seat.runs = True
-                    return _Ready(seat, queued, tokens, hidden, targets)
+                    return Ready(seat, queued, tokens, hidden, targets)
                 case Refuse(length=length):
                     out_of_sync = OutOfSync(step.session, step.epoch, seat.machine.hop, length)
                     self._say(seat, seat.machine.client, out_of_sync)
@@ -202,56 +211,14 @@ class StageLoop:
             raise PeerMisbehaved(f"{len(targets)} targets for {len(tokens)} positions")
         return tokens, hidden, targets
 
-    # ── run ──────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _run(self, batch: Sequence[_Ready]) -> tuple[Sequence[StepOut | LocalFault], float]:
-        """What came of each step that was scheduled together, and the seconds it took."""
-        began_at = trio.current_time()
-        self._note("started", batch)
-        results: Sequence[StepOut | LocalFault]
-        try:
-            results = await self._executor.run(self._work_of(batch), self._expected_s.get(_positions(batch)))
-        except LocalFault as error:
-            results = [error] * len(batch)
-        self._note("computed", batch)
-        took_s = self._expected_s[_positions(batch)] = trio.current_time() - began_at
-        return results, took_s
-
-    def _work_of(self, batch: Sequence[_Ready]) -> Callable[[], Sequence[StepOut | LocalFault]]:
-        if len(batch) > 1 or not batch[0].alone:
-            rows = [
-                RowStep(
-                    ready.seat.row,
-                    ready.queued.step.position,
-                    int(ready.tokens[0]),
-                    None if ready.hidden is None else ready.hidden[0],
-                    "token" if ready.queued.step.want == "token" else "nothing",
-                    ready.seat.machine.opening.sampling,
-                )
-                for ready in batch
-            ]
-            return partial(run_rows, self._stage, rows)
-        return partial(self._run_alone, batch[0])
-
-    def _run_alone(self, ready: _Ready) -> list[StepOut]:
-        step = ready.queued.step
-        sampling = ready.seat.machine.opening.sampling
-        return [
-            run_step(
-                self._stage,
-                ready.seat.row,
-                step.position,
-                ready.tokens,
-                ready.hidden,
-                want=step.want,
-                targets=ready.targets,
-                sampling=sampling,
-            )
-        ]
-
     # ── pass on ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def _done(self, ready: _Ready, result: StepOut | LocalFault, took_s: float) -> _Said:
+    def _finish(self, batch: Sequence[Ready], outcome: Outcome, turn: Turn) -> None:
+        results, took_s = outcome
+        turn.computed(joining=not batch[0].alone)  # decode steps may join others; a prefill step runs alone
+        self._pass_on([self._done(*done, took_s) for done in zip(batch, results, strict=True)])
+
+    def _done(self, ready: Ready, result: StepOut | LocalFault, took_s: float) -> _Said:
         """Note that the step has run; what is to be said about it."""
         seat, step = ready.seat, ready.queued.step
         ready.queued.release()
@@ -294,16 +261,6 @@ class StageLoop:
             return
         seat.outbox.append((peer, message))
         seat.wake.set()
-
-    def _note(self, event: str, batch: Sequence[_Ready]) -> None:
-        if self._tracer is NO_TRACE:
-            return
-        for ready in batch:
-            self._tracer.note(event, ready.queued.step.session, ready.queued.step.position)
-
-
-def _positions(batch: Sequence[_Ready]) -> int:
-    return sum(len(ready.tokens) for ready in batch)
 
 
 def _nothing() -> None:

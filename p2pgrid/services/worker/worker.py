@@ -104,9 +104,15 @@ class Worker:
             delivery.release()
         elif not self.on_message_nowait(delivery):
             raise PeerMisbehaved(f"{type(message).__name__} is not for a stage", delivery.peer)
+        else:
+            self.run_now()
+
+    def run_now(self) -> None:
+        """Run the steps that were taken, or begin to."""
+        self._loop.run_now()
 
     def on_message_nowait(self, delivery: Delivery) -> bool:
-        """Take a step or the end of a session; False for anything else."""
+        """Take a step or the end of a session; False for anything else. Steps wait until `run_now`."""
         match delivery.message:
             case Step() as step:
                 session = self._sessions.get(step.session)
