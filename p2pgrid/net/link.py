@@ -258,15 +258,13 @@ class Link:
             self.end(str(error))
 
     def _take(self, payloads: list[bytes], now: float) -> None:
-        traced = self._tracer is not NO_TRACE
-        read_at_s = trace_now() if traced else 0.0
+        read_at_s = trace_now() if self._tracer is not NO_TRACE else 0.0
         handed_over = False
         try:
             for payload in payloads:
                 message = decode_link(payload)
-                if traced:
-                    self._note("read", message, read_at_s)
-                    self._note("decoded", message)
+                self._note("read", message, read_at_s)
+                self._note("decoded", message)
                 frame_bytes = HEADER.size + len(payload)
                 match self.state.received(message, frame_bytes, now):
                     case None:
