@@ -22,7 +22,8 @@ from p2pgrid.node.peer import Peer, open_peer
 from p2pgrid.services.local import LocalSession
 from p2pgrid.services.worker import Worker
 from p2pgrid.settings import LinkSettings, PipelineSettings
-from p2pgrid.wire.messages import Advert, Contact, Hop, Open, Sampling, SessionMessage, Step
+from p2pgrid.wire.adverts import Advert
+from p2pgrid.wire.messages import Contact, Hop, Open, Sampling, SessionMessage, Step
 from p2pgrid.wire.tensors import Floats, Ints, pack_ints
 from tests.net.peers import Node as LinkedNode
 from tests.net.peers import identity

@@ -15,7 +15,7 @@ from p2pgrid.errors import NoRoute
 from p2pgrid.ids import ModelId
 from p2pgrid.node.peer import Peer
 from p2pgrid.node.wiring import known_models, model_store, open_network, resolve_model
-from p2pgrid.wire.messages import Advert
+from p2pgrid.wire.adverts import Advert
 
 ROUNDS = 2
 """Providers are found in the first round, the peers that they know in the second."""

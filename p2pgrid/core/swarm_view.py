@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from p2pgrid.ids import ModelId, PeerId, Span
-from p2pgrid.wire.messages import Advert, SignedAdvert
+from p2pgrid.wire.adverts import Advert, SignedAdvert
 
 ENTRIES_MAX = 20_000
 TTL_S_MAX = 600.0

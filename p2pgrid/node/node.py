@@ -14,7 +14,7 @@ from p2pgrid.ids import ModelId, PeerId, Span
 from p2pgrid.node.peer import Peer
 from p2pgrid.node.selftest import prove_stage
 from p2pgrid.services.worker import Worker
-from p2pgrid.wire.messages import Advert
+from p2pgrid.wire.adverts import Advert
 
 log = structlog.get_logger()
 

@@ -14,16 +14,8 @@ from p2pgrid.ids import ModelId
 from p2pgrid.net.exchange import answer, ask
 from p2pgrid.net.transport import ByteStream, Transport
 from p2pgrid.settings import DiscoverySettings
-from p2pgrid.wire.messages import (
-    ADDRESSES_MAX,
-    ADVERT_PROTOCOL,
-    ADVERTS_PER_MESSAGE_MAX,
-    Advert,
-    Adverts,
-    Contact,
-    Exchange,
-    SignedAdvert,
-)
+from p2pgrid.wire.adverts import ADVERT_PROTOCOL, ADVERTS_PER_MESSAGE_MAX, Advert, Adverts, Exchange, SignedAdvert
+from p2pgrid.wire.messages import ADDRESSES_MAX, Contact
 from p2pgrid.wire.signing import Identity, open_advert
 
 log = structlog.get_logger()

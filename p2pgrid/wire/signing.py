@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from p2pgrid.errors import PeerMisbehaved
 from p2pgrid.ids import PeerId
+from p2pgrid.wire.adverts import Advert, SignedAdvert
 from p2pgrid.wire.codec import decode, encode
-from p2pgrid.wire.messages import Advert, SignedAdvert
 
 # identity multihash (0x00) of 36 bytes: protobuf {type: Ed25519 (1), data: 32 bytes}
 _PEER_ID_PREFIX = bytes((0x00, 0x24, 0x08, 0x01, 0x12, 0x20))
@@ -51,6 +51,6 @@ def open_advert(signed: SignedAdvert) -> Advert:
     advert: Advert = decode(signed.advert, Advert)
     if advert.peer != peer_id_of(signed.public_key):
         raise PeerMisbehaved(f"an advert for {advert.peer} signed by another key")
-    if advert.span is not None and advert.span.stop > advert.layers:
+    if any(span is not None and span.stop > advert.layers for span in (advert.span, advert.moving_to)):
         raise PeerMisbehaved(f"an advert of {advert.peer} for layers that the model does not have")
     return advert

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from p2pgrid.core import swarm_view
 from p2pgrid.core.swarm_view import TTL_S_MAX, SwarmView, missing_layers, replicas, runs
 from p2pgrid.ids import ModelId, PeerId, Span
-from p2pgrid.wire.messages import Advert
+from p2pgrid.wire.adverts import Advert
 from tests.core.adverts import MODEL, advert, signed
 
 bounded = settings(max_examples=100, deadline=None)

@@ -18,7 +18,8 @@ from p2pgrid.net.memory_transport import MemoryNetwork, MemoryTransport
 from p2pgrid.net.transport import ByteStream
 from p2pgrid.services.discovery import WITHDRAW_S_MAX, Discovery, provider_key
 from p2pgrid.settings import DiscoverySettings
-from p2pgrid.wire.messages import ADVERT_PROTOCOL, Advert, Adverts, Contact, Exchange, SignedAdvert
+from p2pgrid.wire.adverts import ADVERT_PROTOCOL, Advert, Adverts, Exchange, SignedAdvert
+from p2pgrid.wire.messages import Contact
 from p2pgrid.wire.signing import Identity, open_advert
 from tests.net.hostile import assert_survives, payloads
 from tests.net.peers import identity
