@@ -68,6 +68,8 @@ class CountedStage(ToyStage):
         self.positions = 0
         self.batches: list[int] = []
         self.closed = 0
+        self.tested = 1 + rows
+        """Rows that a node's self-test gives back: one after its answers, all after its batch."""
 
     def step(self, row: int, position: int, tokens: Ints, hidden: Floats | None, logits: int) -> Floats:
         self.steps += 1

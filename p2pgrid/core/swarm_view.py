@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from p2pgrid.ids import ModelId, PeerId, Span
-from p2pgrid.wire.adverts import Advert, SignedAdvert
+from p2pgrid.wire.adverts import Advert, Lost, SignedAdvert
+from p2pgrid.wire.messages import Contact
 
 ENTRIES_MAX = 20_000
 TTL_S_MAX = 600.0
@@ -54,11 +55,33 @@ class SwarmView:
         """Whether exactly this advert is in the table, so that its signature need not be checked again."""
         return signed in self._seen
 
-    def forget(self, peer: PeerId) -> None:
-        """The peer does not answer: drop it until it signs something newer."""
+    def forget(self, peer: PeerId) -> Contact | None:
+        """The peer does not answer: drop it until it is heard again or signs something newer.
+
+        Where it was to be found, if it was known.
+        """
+        contact = None
         for key in [key for key in self._entries if key[0] == peer]:
             gone = self._drop(key).advert
             self._silent[key] = (gone.sequence, gone.expires_at_s)
+            contact = Contact(peer, gone.addresses)
+        return contact
+
+    def heard(self, peer: PeerId) -> None:
+        """The peer itself has spoken to us: what others tell of it counts again."""
+        for key in [key for key in self._silent if key[0] == peer]:
+            del self._silent[key]
+
+    def lost(self, limit: int) -> tuple[Lost, ...]:
+        """At most `limit` of those who fell silent, the latest ones."""
+        return tuple(Lost(key[0], sequence) for key, (sequence, _) in [*self._silent.items()][-limit:])
+
+    def doubted(self, lost: Lost) -> Contact | None:
+        """Where to find a peer that somebody lost, if nothing newer is known of it."""
+        known = [entry.advert for key, entry in self._entries.items() if key[0] == lost.peer]
+        if not known or max(advert.sequence for advert in known) > lost.sequence:
+            return None
+        return Contact(lost.peer, known[0].addresses)
 
     def expire(self, now_s: float) -> None:
         """Drop what no longer holds."""
@@ -76,11 +99,11 @@ class SwarmView:
         found = (entry.advert for _, entry in sorted(self._entries.items()))
         return [a for a in found if (model is None or a.model == model) and (not states or a.state in states)]
 
-    def signed(self, model: ModelId | None, limit: int) -> list[SignedAdvert]:
-        """At most `limit` adverts to pass on, those that hold longest first."""
+    def signed(self, model: ModelId | None) -> list[SignedAdvert]:
+        """Adverts to pass on, those that hold longest first."""
         entries = [e for key, e in self._entries.items() if model is None or key[1] == model]
         entries.sort(key=lambda e: (-e.advert.expires_at_s, e.advert.peer))
-        return [e.signed for e in entries[:limit]]
+        return [e.signed for e in entries]
 
 
 def replicas(spans: Iterable[Span], layers: int) -> list[int]:

@@ -10,7 +10,7 @@ import trio
 
 from p2pgrid.core.swarm_view import SwarmView
 from p2pgrid.errors import PeerMisbehaved
-from p2pgrid.ids import PeerId, SessionId
+from p2pgrid.ids import ModelId, PeerId, SessionId
 from p2pgrid.net.links import Delivery, Links
 from p2pgrid.net.transport import Transport
 from p2pgrid.services.discovery import Discovery
@@ -18,6 +18,7 @@ from p2pgrid.services.pipeline import Pipeline
 from p2pgrid.services.worker import Worker
 from p2pgrid.settings import DiscoverySettings, LinkSettings, PipelineSettings
 from p2pgrid.trace import NO_TRACE, Tracer
+from p2pgrid.wire.adverts import DELAYS_MAX
 from p2pgrid.wire.messages import Close, Open, Step
 from p2pgrid.wire.signing import Identity
 
@@ -47,6 +48,13 @@ class Peer:
         digest = hashlib.blake2b(f"{self.transport.peer} {scope} {other}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") / 2**64
 
+    def delays_ms(self, model: ModelId) -> dict[PeerId, float]:
+        """One way to those nodes of `model` with whom we have a link, the nearest ones."""
+        nodes = {advert.peer for advert in self.view.adverts(model)}
+        rtts_s = {peer: self.links.rtt_s(peer) for peer in self.links.peers() if peer in nodes}
+        nearest = sorted((rtt_s, peer) for peer, rtt_s in rtts_s.items() if rtt_s is not None)
+        return {peer: 1000 * rtt_s / 2 for rtt_s, peer in nearest[:DELAYS_MAX]}
+
     async def on_message(self, delivery: Delivery) -> None:
         """Steps of other people's sessions go to the stage, what belongs to our own to the pipeline."""
         message = delivery.message
@@ -70,7 +78,7 @@ class Peer:
         self.pipeline.on_lost(peer, reason)
         if self.worker is not None:
             self.worker.on_lost(peer, reason)
-        self.view.forget(peer)
+        self.discovery.lost(peer)
 
 
 @asynccontextmanager
@@ -107,7 +115,9 @@ async def open_peer(
         on_lost=on_lost,
         tracer=tracer,
     )
-    discovery = Discovery(transport, SwarmView(), discovery_settings, identity=identity, wall=wall, rng=rng)
+    discovery = Discovery(
+        transport, SwarmView(), discovery_settings, identity=identity, wall=wall, rng=rng, has_link=links.is_up
+    )
     pipeline = Pipeline(links, pipeline_settings, lambda: SessionId(f"{rng.getrandbits(128):032x}"))
     peer = Peer(transport, links, discovery, pipeline, pipeline_settings, rng, tracer)
     async with trio.open_nursery() as tasks:

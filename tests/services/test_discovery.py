@@ -237,7 +237,7 @@ async def test_a_dead_peer_is_forgotten_and_gossip_does_not_bring_it_back(autoju
             await member.publish()
         await trio.sleep(3 * TIMES.refresh_s)
         assert a.known == {b.peer, c.peer}
-        stale = a.discovery.view.signed(MODEL, 10)
+        stale = a.discovery.view.signed(MODEL)
         network.kill(c.peer)
         await a.discovery.refresh(MODEL)
         assert a.known == {b.peer}

@@ -8,9 +8,10 @@ from functools import partial
 import trio
 
 from p2pgrid.core.batching import BATCH_ROWS_MAX, Scheduler, Waiting
+from p2pgrid.core.load import Load
 from p2pgrid.core.stage_session import Ignore, Refuse, Run
 from p2pgrid.core.wire_choice import choose_form
-from p2pgrid.engine.run_step import RowStep, StepOut, run_rows, run_step
+from p2pgrid.engine.run_step import RowStep, StepOut, TokenOut, run_rows, run_step
 from p2pgrid.engine.stage import Executor, Stage
 from p2pgrid.errors import LocalFault, PeerMisbehaved, PeerUnavailable
 from p2pgrid.ids import PeerId
@@ -64,6 +65,7 @@ class StageLoop:
         self._scheduler = Scheduler(BATCH_ROWS_MAX)
         self._seats: dict[int, Seat] = {}
         self._work = trio.Event()
+        self.load = Load(trio.current_time())
         self._expected_s: dict[int, float] = {}
         """Positions in a batch → how long one like it took last."""
 
@@ -214,7 +216,9 @@ class StageLoop:
         except LocalFault as error:
             results = [error] * len(batch)
         self._note("computed", batch)
-        took_s = self._expected_s[_positions(batch)] = trio.current_time() - began_at
+        now = trio.current_time()
+        took_s = self._expected_s[_positions(batch)] = now - began_at
+        self.load.ran(0 if batch[0].alone else sum(not ready.queued.step.draft for ready in batch), took_s, now)
         return results, took_s
 
     def _work_of(self, batch: Sequence[_Ready]) -> Callable[[], Sequence[StepOut | LocalFault]]:
@@ -261,6 +265,8 @@ class StageLoop:
         if isinstance(result, LocalFault):
             self._fail(seat, str(result))
             return seat, []
+        if isinstance(result, TokenOut):
+            self.load.sampled(trio.current_time())
         machine = seat.machine
         machine.computed(step.position, ready.tokens.tolist())
         if machine.drafter is not None and step.want == "token" and len(ready.tokens) == 1:
