@@ -1,10 +1,11 @@
 """What this node knows of the others: the newest advert of each, forgotten when it expires or falls silent."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from p2pgrid.ids import ModelId, PeerId, Span
-from p2pgrid.wire.adverts import Advert, Lost, SignedAdvert
+from p2pgrid.wire.adverts import KNOWN_TAG_BYTES, Advert, Lost, SignedAdvert
 from p2pgrid.wire.messages import Contact
 
 ENTRIES_MAX = 20_000
@@ -24,6 +25,8 @@ class SwarmView:
     """A table of adverts by peer and model. Pure: the caller checks signatures and brings the time."""
 
     def __init__(self) -> None:
+        self.changes = 0
+        """Rises whenever somebody comes, goes, or says something else of its state or its layers."""
         self._entries: dict[Key, Entry] = {}
         self._seen: set[SignedAdvert] = set()
         self._silent: dict[Key, tuple[int, float]] = {}
@@ -47,6 +50,8 @@ class SwarmView:
         self._silent.pop(key, None)
         if known is not None:
             self._seen.discard(known.signed)
+        if known is None or _place(known.advert) != _place(advert):
+            self.changes += 1
         self._entries[key] = Entry(advert, signed)
         self._seen.add(signed)
         return True
@@ -90,6 +95,7 @@ class SwarmView:
         self._silent = {k: s for k, s in self._silent.items() if s[1] > now_s}
 
     def _drop(self, key: Key) -> Entry:
+        self.changes += 1
         entry = self._entries.pop(key)
         self._seen.discard(entry.signed)
         return entry
@@ -99,11 +105,21 @@ class SwarmView:
         found = (entry.advert for _, entry in sorted(self._entries.items()))
         return [a for a in found if (model is None or a.model == model) and (not states or a.state in states)]
 
-    def signed(self, model: ModelId | None) -> list[SignedAdvert]:
-        """Adverts to pass on, those that hold longest first."""
+    def signed(self, model: ModelId | None, known: Collection[bytes] = ()) -> list[SignedAdvert]:
+        """Adverts to pass on, those that hold longest first, and none whose tag is `known`."""
         entries = [e for key, e in self._entries.items() if model is None or key[1] == model]
+        entries = [e for e in entries if e.signed.signature[:KNOWN_TAG_BYTES] not in known]
         entries.sort(key=lambda e: (-e.advert.expires_at_s, e.advert.peer))
         return [e.signed for e in entries]
+
+    def tags(self, model: ModelId | None, limit: int) -> bytes:
+        """The tags of at most `limit` adverts that nobody need send us."""
+        found = (e.signed.signature for key, e in self._entries.items() if model is None or key[1] == model)
+        return b"".join(signature[:KNOWN_TAG_BYTES] for signature in islice(found, limit))
+
+
+def _place(advert: Advert) -> tuple[str, Span | None, Span | None]:
+    return advert.state, advert.span, advert.moving_to
 
 
 def replicas(spans: Iterable[Span], layers: int) -> list[int]:

@@ -36,15 +36,17 @@ class Mover:
         self._layers = layers
         self._span_max = span_max
         self._publish = publish
+        self._gap_seen: tuple[int, bool] | None = None
 
     async def next_move(self, current: Span) -> Move:
         """Wait until it is time to leave `current`. From then on `claim` says where to, until the caller clears it."""
         rng = self._peer.rng
+        self._gap_seen = None
         look_at = trio.current_time() + rng.uniform(*LOOK_S)
         while True:
             await trio.sleep(GAP_LOOK_S)
             move = None
-            if self._gap(current):
+            if self._sees_gap(current):
                 await trio.sleep(rng.uniform(0, GAP_PAUSE_S_MAX))
                 move = self._look(current)
             elif trio.current_time() >= look_at:
@@ -54,10 +56,13 @@ class Mover:
                 log.info("moving to other layers", layers=str(current), instead=str(move.span), gap=move.urgent)
                 return move
 
-    def _gap(self, current: Span) -> bool:
-        """Whether layers seem to be held by nobody. Cheap, and asked often."""
-        serving = [a.span for a in self._peer.view.adverts(self._model, "serving") if a.span is not None]
-        return bool(missing_layers([*serving, current], self._layers))
+    def _sees_gap(self, current: Span) -> bool:
+        """Whether layers seem to be held by nobody. Asked often, so it looks only when something has changed."""
+        view = self._peer.view
+        if self._gap_seen is None or self._gap_seen[0] != view.changes:
+            serving = [a.span for a in view.adverts(self._model, "serving") if a.span is not None]
+            self._gap_seen = view.changes, bool(missing_layers([*serving, current], self._layers))
+        return self._gap_seen[1]
 
     def _look(self, current: Span) -> Move | None:
         return should_move(

@@ -206,7 +206,7 @@ class Discovery:
 
     async def _exchange(self, contact: Contact, model: ModelId) -> None:
         own = self.own_advert()
-        known = b"".join(s.signature[:KNOWN_TAG_BYTES] for s in self.view.signed(model)[:ADVERTS_PER_MESSAGE_MAX])
+        known = self.view.tags(model, ADVERTS_PER_MESSAGE_MAX)
         mine = () if own is None else (own[1],)
         request = Exchange(model=model, mine=mine, known=known, lost=self.view.lost(LOST_MAX))
         try:
@@ -225,10 +225,9 @@ class Discovery:
             model = ModelId(request.model) if request.model else None
             own = self.own_advert()
             mine = () if own is None or model not in (None, own[0].model) else (own[1],)
-            size = KNOWN_TAG_BYTES
-            known = {request.known[at : at + size] for at in range(0, len(request.known), size)}
-            news = [s for s in (*mine, *self.view.signed(model)) if s.signature[:size] not in known]
-            return Adverts(tuple(news[:ADVERTS_PER_MESSAGE_MAX]), self.view.lost(LOST_MAX))
+            known = {request.known[at : at + KNOWN_TAG_BYTES] for at in range(0, len(request.known), KNOWN_TAG_BYTES)}
+            news = (*mine, *self.view.signed(model, known))
+            return Adverts(news[:ADVERTS_PER_MESSAGE_MAX], self.view.lost(LOST_MAX))
 
         await answer(stream, Exchange, handle, deadline_s=self._settings.exchange_s_max)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from p2pgrid.core import swarm_view
 from p2pgrid.core.swarm_view import TTL_S_MAX, SwarmView, missing_layers, replicas, runs
 from p2pgrid.ids import ModelId, PeerId, Span
-from p2pgrid.wire.adverts import Advert, Lost
+from p2pgrid.wire.adverts import KNOWN_TAG_BYTES, Advert, Lost
 from p2pgrid.wire.messages import Contact
 from tests.core.adverts import MODEL, advert, signed
 
@@ -145,6 +145,34 @@ def test_a_peer_that_speaks_itself_is_believed_again_and_one_that_others_speak_o
     assert not add(view, advert("A", sequence=5))
     view.heard(PeerId("A"))
     assert add(view, advert("A", sequence=5))
+
+
+def test_what_the_other_side_knows_is_not_sent_again() -> None:
+    view, tag = SwarmView(), bytes(KNOWN_TAG_BYTES)
+    for peer, signature in (("A", bytes(64)), ("B", bytes([1]) * 64)):
+        one = advert(peer)
+        view.add(one, msgspec.structs.replace(signed(one), signature=signature), 100.0)
+    assert [s.signature for s in view.signed(MODEL, {tag})] == [bytes([1]) * 64]
+    assert view.tags(MODEL, 9) == tag + bytes([1]) * KNOWN_TAG_BYTES
+    assert view.tags(MODEL, 1) == tag
+    assert view.tags(OTHER, 9) == b""
+
+
+def test_the_view_tells_when_somebody_changed_place_and_not_when_an_advert_was_renewed() -> None:
+    view = SwarmView()
+    add(view, advert("A"))
+    before = view.changes
+    add(view, advert("A", sequence=2, step_ms=9.0, expires_at_s=170.0))
+    assert view.changes == before
+    for change in (advert("A", sequence=3, state="joining"), advert("A", (0, 4), sequence=4), advert("B")):
+        add(view, change)
+        assert view.changes > before
+        before = view.changes
+    view.forget(PeerId("A"))
+    assert view.changes > before
+    before = view.changes
+    view.expire(170.0)
+    assert view.changes > before
 
 
 def test_those_who_fell_silent_are_told_of_the_latest_ones_only() -> None:
