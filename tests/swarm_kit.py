@@ -306,6 +306,12 @@ class Life:
             while phase not in self.names:
                 await self._news.wait()
 
+    async def is_at(self, phase: Phase, span: Span | None = None) -> None:
+        """Wait until it is in that phase, with those layers if they are given."""
+        with trio.fail_after(30):
+            while self.names[-1:] != [phase] or span not in (None, self.phases[-1][1]):
+                await self._news.wait()
+
 
 def node_of(
     life: Life,

@@ -2,14 +2,17 @@
 
 import hashlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
+from p2pgrid.core.avoidance import Avoidance
+from p2pgrid.core.routing import find_route, weighted_spread_ms
 from p2pgrid.core.swarm_view import SwarmView
-from p2pgrid.errors import PeerMisbehaved
+from p2pgrid.errors import NoRoute, PeerMisbehaved
 from p2pgrid.ids import ModelId, PeerId, SessionId
 from p2pgrid.net.links import Delivery, Links
 from p2pgrid.net.transport import Transport
@@ -18,9 +21,12 @@ from p2pgrid.services.pipeline import Pipeline
 from p2pgrid.services.worker import Worker
 from p2pgrid.settings import DiscoverySettings, LinkSettings, PipelineSettings
 from p2pgrid.trace import NO_TRACE, Tracer
-from p2pgrid.wire.adverts import DELAYS_MAX
-from p2pgrid.wire.messages import Close, Open, Step
+from p2pgrid.wire.adverts import DELAYS_MAX, Advert
+from p2pgrid.wire.messages import Close, Hop, Open, Step
 from p2pgrid.wire.signing import Identity
+
+SPREAD_MS = 1.0
+"""Routes whose tokens differ by less than this are taken for nearly equal."""
 
 
 @dataclass
@@ -35,16 +41,58 @@ class Peer:
     rng: random.Random
     tracer: Tracer = NO_TRACE
     worker: Worker | None = None
+    avoidance: Avoidance = field(default_factory=Avoidance)
 
     @property
     def view(self) -> SwarmView:
         return self.discovery.view
 
-    def spread(self, other: PeerId, scope: str) -> float:
-        """A figure from 0 to 1 by which we choose between peers that are equally good.
+    def find_route(
+        self,
+        model: ModelId,
+        layers: int,
+        *,
+        avoid: Collection[PeerId] = (),
+        prefer: Collection[PeerId] = (),
+        positions: int = 0,
+        scope: str = "",
+    ) -> tuple[Hop, ...]:
+        """The best route as things look now, past peers that failed us lately unless there are no others.
 
-        For a scope it is the same every time, so that its prompts meet the caches where they are.
+        `avoid` are left out whatever comes; `prefer` hold the session already. From now on the view of `model` is
+        kept fresh. Raises NoRoute.
         """
+        self.discovery.interests.add(model)
+        find = partial(
+            find_route,
+            self.view.adverts(model),
+            layers,
+            spread_ms=self._spread_ms(self.view.adverts(model), scope),
+            prefer=prefer,
+            positions=positions,
+            now_s=self.discovery.now_s(),
+        )
+        failing = self.avoidance.avoided(trio.current_time()) - {*prefer}
+        try:
+            return find(avoid={*avoid, *failing})
+        except NoRoute:
+            if not failing:
+                raise
+        self.avoidance.pardon()
+        return find(avoid=avoid)
+
+    def _spread_ms(self, adverts: Sequence[Advert], scope: str) -> dict[PeerId, float]:
+        """Figures by which we choose between routes that are nearly equal.
+
+        For a scope they are the same every time, so that its prompts meet the caches where they are. Without one
+        they are left to chance, so that the load spreads.
+        """
+        if not scope:
+            return weighted_spread_ms([advert.peer for advert in adverts], self.rng, SPREAD_MS)
+        return {advert.peer: SPREAD_MS * self.spread(advert.peer, scope) for advert in adverts}
+
+    def spread(self, other: PeerId, scope: str) -> float:
+        """A figure from 0 to 1, of each scope its own."""
         digest = hashlib.blake2b(f"{self.transport.peer} {scope} {other}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") / 2**64
 
