@@ -12,6 +12,10 @@ ENTRIES_MAX = 20_000
 TTL_S_MAX = 600.0
 """An advert that claims to hold for longer is not believed: its peer may be gone for most of that time."""
 
+QUEUE_NEWS_MS = 5.0
+"""A queue that has changed by this and by half is news."""
+CANARY_NEWS_S = 10.0
+
 Key = tuple[PeerId, ModelId]
 
 
@@ -116,6 +120,16 @@ class SwarmView:
         """The tags of at most `limit` adverts that nobody need send us."""
         found = (e.signed.signature for key, e in self._entries.items() if model is None or key[1] == model)
         return b"".join(signature[:KNOWN_TAG_BYTES] for signature in islice(found, limit))
+
+
+def worth_telling(told: Advert, now: Advert) -> bool:
+    """Whether a node's advert, made at one time and now, differs in what clients and other nodes decide by."""
+    return (
+        (told.sessions_free == 0) != (now.sessions_free == 0)
+        or abs(told.queue_ms - now.queue_ms) > QUEUE_NEWS_MS + told.queue_ms / 2
+        or told.delays_ms.keys() != now.delays_ms.keys()
+        or now.canary_at_s > told.canary_at_s + CANARY_NEWS_S
+    )
 
 
 def _place(advert: Advert) -> tuple[str, Span | None, Span | None]:

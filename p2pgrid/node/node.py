@@ -11,8 +11,10 @@ import trio
 from p2pgrid import __version__
 from p2pgrid.core.placement import plan_joins, settle
 from p2pgrid.core.rebalancing import Move, spans_to_come
+from p2pgrid.core.swarm_view import worth_telling
 from p2pgrid.engine.stage import Executor, Stage
 from p2pgrid.ids import ModelId, PeerId, Span
+from p2pgrid.node.canary import Canary
 from p2pgrid.node.moving import Mover
 from p2pgrid.node.peer import Peer
 from p2pgrid.node.selftest import Proof, prove_stage
@@ -38,6 +40,8 @@ JOIN_QUIET_S = 0.8
 JOIN_S_MAX = 4.0
 DRAIN_S_MAX = 0.7
 """How long sessions may go on after a node was told to stop; with the farewells it leaves within 2 s."""
+NEWS_S = 4.0
+"""So often a node looks whether what it says of itself is still so."""
 MOVE_DRAIN_S_MAX = 10.0
 """The same when a node moves to other layers, and none are missing."""
 
@@ -77,6 +81,7 @@ class Node:
         self._executor = executor
         self._on_phase = on_phase
         self._mover = Mover(peer, serving.model, serving.layers, serving.span_max, self._publish)
+        self._canary = Canary(peer, serving.model, serving.layers)
         self._proof = Proof(0.0, 0.0)
         self._since_s = 0.0
         self._stage: Stage | None = None
@@ -129,6 +134,9 @@ class Node:
 
         async with trio.open_nursery() as tasks:
             tasks.start_soon(self._publish)
+            tasks.start_soon(self._tell_news)
+            if self.span is not None and self.span.start == 0:
+                tasks.start_soon(self._canary.run)
             if self._serving.span is None and self.span is not None:
                 tasks.start_soon(wait_to_move, self.span)
             await stop.wait()
@@ -157,6 +165,14 @@ class Node:
 
     async def _publish(self) -> None:
         await self._peer.discovery.publish(self._advert)
+
+    async def _tell_news(self) -> None:
+        """Whoever asks hears soon what has become of our load, our neighbours and the tokens that we saw."""
+        while True:
+            await trio.sleep(NEWS_S * self._peer.rng.uniform(0.8, 1.2))
+            told = self._peer.discovery.own_advert()
+            if told is not None and worth_telling(told[0], self._advert()):
+                self._peer.discovery.renew()
 
     def _advert(self) -> Advert:
         now = trio.current_time()
@@ -187,7 +203,15 @@ class Node:
             queue_ms=worker.load.queue_ms(now),
             tokens_per_s=worker.load.tokens_per_s(now),
             delays_ms=self._peer.delays_ms(self._serving.model),
+            canary_at_s=self._token_seen_at_s(worker),
         )
+
+    def _token_seen_at_s(self, worker: Worker) -> float:
+        """Unix time of the latest token that had gone through a whole route: a canary, or one that was sampled here."""
+        sampled_at = worker.load.token_at_s
+        if sampled_at is None:
+            return self._canary.seen_at_s
+        return max(self._canary.seen_at_s, self._peer.discovery.now_s() - (trio.current_time() - sampled_at))
 
     async def _build(self) -> None:
         """Build, and look again: while building, others may have chosen the same layers. Then test what was built."""
