@@ -19,8 +19,6 @@ from p2pgrid.node.peer import Peer
 from p2pgrid.node.wiring import known_models, model_store, open_network, resolve_model
 from p2pgrid.wire.adverts import Advert
 
-ROUNDS = 2
-"""Providers are found in the first round, the peers that they know in the second."""
 PEERS_MAX = 64
 """So many nodes are asked whether they are there; what is said of others is what those say."""
 
@@ -44,9 +42,9 @@ def status(
         names = known_models(store)
         models = [resolve_model(store, model)] if model is not None else sorted(names)
         async with open_network(joining(bootstrap)) as peer:
-            for _ in range(ROUNDS):
+            for look_up in (True, False):  # providers are found in the first round, whom they know in the second
                 for known in models:
-                    await peer.discovery.refresh(known, peers_max=PEERS_MAX)
+                    await peer.discovery.refresh(known, look_up=look_up, peers_max=PEERS_MAX)
             found = [await _describe(peer, known, names.get(known)) for known in models]
         return [each for each in found if each["nodes"] or model is not None]
 

@@ -24,7 +24,7 @@ def throughput_bound(adverts: Iterable[Advert], layers: int) -> float:
             left.setdefault(stop, {}).setdefault(start, 0.0)
             left[start][stop] += capacity(advert)
     total = 0.0
-    while path := _shortest_way(left, layers):
+    while layers and (path := _shortest_way(left, layers)):
         steps = list(pairwise(path))
         flow = min(left[a][b] for a, b in steps)
         for a, b in steps:

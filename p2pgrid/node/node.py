@@ -188,7 +188,7 @@ class Node:
             expires_at_s=0.0,
             model_name=self._serving.model_name,
             agent=f"p2pgrid/{__version__}",
-            moving_to=self._mover.claim,
+            moving_to=None if self._mover.claim == self.span else self._mover.claim,
         )
         worker = self._peer.worker
         if self.phase != "serving" or worker is None:

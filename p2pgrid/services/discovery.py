@@ -112,7 +112,7 @@ class Discovery:
         self._own = None
 
     def lost(self, peer: PeerId) -> None:
-        """The peer is gone, as far as we can tell: forget it, soon ask it once more, and tell others to look."""
+        """The link to that peer broke: forget it, soon ask whether it is there all the same, and tell others."""
         contact = self.view.forget(peer)
         if contact is not None:
             self._doubt(contact)
@@ -216,8 +216,9 @@ class Discovery:
             self._take(contact.peer, reply.adverts, reply.lost)
         except PeerError as error:
             log.debug("no adverts from peer", peer=contact.peer, error=str(error))
-            if isinstance(error, PeerMisbehaved) or not self._has_link(contact.peer):
-                self.lost(contact.peer)
+            gone = isinstance(error, PeerMisbehaved) or not self._has_link(contact.peer)
+            if gone and self.view.forget(contact.peer) is not None:
+                self._early.set()
 
     async def _answer(self, stream: ByteStream) -> None:
         async def handle(request: Exchange) -> Adverts:

@@ -40,6 +40,7 @@ def test_the_narrowest_part_counts_and_replicas_add_up() -> None:
     assert throughput_bound([first, second], LAYERS) == 30.0
     assert throughput_bound([first, second, advert("C", (3, 6), tokens_per_s_max=50.0)], LAYERS) == 80.0
     assert throughput_bound([first], LAYERS) == 0.0
+    assert throughput_bound([], 0) == 0.0
 
 
 def test_a_stage_whose_batches_were_not_measured_gives_a_token_a_step() -> None:
