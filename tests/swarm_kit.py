@@ -22,7 +22,8 @@ from p2pgrid.node.peer import Peer, open_peer
 from p2pgrid.services.local import LocalSession
 from p2pgrid.services.worker import Worker
 from p2pgrid.settings import LinkSettings, PipelineSettings
-from p2pgrid.wire.messages import Advert, Contact, Hop, Open, Sampling, SessionMessage, Step
+from p2pgrid.wire.adverts import Advert
+from p2pgrid.wire.messages import Contact, Hop, Open, Sampling, SessionMessage, Step
 from p2pgrid.wire.tensors import Floats, Ints, pack_ints
 from tests.net.peers import Node as LinkedNode
 from tests.net.peers import identity
@@ -67,6 +68,8 @@ class CountedStage(ToyStage):
         self.positions = 0
         self.batches: list[int] = []
         self.closed = 0
+        self.tested = 1 + rows
+        """Rows that a node's self-test gives back: one after its answers, all after its batch."""
 
     def step(self, row: int, position: int, tokens: Ints, hidden: Floats | None, logits: int) -> Floats:
         self.steps += 1
@@ -303,6 +306,12 @@ class Life:
     async def reached(self, phase: Phase) -> None:
         with trio.fail_after(30):
             while phase not in self.names:
+                await self._news.wait()
+
+    async def is_at(self, phase: Phase, span: Span | None = None) -> None:
+        """Wait until it is in that phase, with those layers if they are given."""
+        with trio.fail_after(30):
+            while self.names[-1:] != [phase] or span not in (None, self.phases[-1][1]):
                 await self._news.wait()
 
 

@@ -19,7 +19,7 @@ from cyclopts import App
 from rich.console import Console
 
 from p2pgrid.cli.app import app
-from p2pgrid.wire import messages
+from p2pgrid.wire import adverts, messages
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "p2pgrid"
@@ -27,9 +27,10 @@ PROTOCOL_PAGES = ROOT / "docs" / "protocols"
 MODULE_LINES_MAX = 320
 FUNCTION_LINES_MAX = 75
 BROAD_EXCEPTS_MAX = 8
+MESSAGES = (messages, adverts)
 PROTOCOLS: dict[str, Any] = {
     messages.STAGE_PROTOCOL: messages.LinkMessage,
-    messages.ADVERT_PROTOCOL: messages.AdvertMessage,
+    adverts.ADVERT_PROTOCOL: adverts.AdvertMessage,
     messages.BLOB_PROTOCOL: messages.BlobMessage,
     messages.DIRECT_PROTOCOL: messages.DirectMessage,
 }
@@ -176,7 +177,7 @@ def _page(protocol: str) -> Path:
 
 
 def test_every_protocol_has_a_page_and_every_page_a_protocol() -> None:
-    declared = {value for name, value in vars(messages).items() if name.endswith("_PROTOCOL")}
+    declared = {value for module in MESSAGES for name, value in vars(module).items() if name.endswith("_PROTOCOL")}
     assert declared == set(PROTOCOLS)
     pages = {path for path in PROTOCOL_PAGES.glob("*.md") if path.name != "README.md"}
     assert pages == {_page(protocol) for protocol in declared}
@@ -185,8 +186,9 @@ def test_every_protocol_has_a_page_and_every_page_a_protocol() -> None:
 
 
 def _structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
-    """The structs of `messages` in a type, and those in their fields."""
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__module__ == messages.__name__:
+    """The structs of `messages` and `adverts` in a type, and those in their fields."""
+    homes = {module.__name__ for module in MESSAGES}
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__module__ in homes:
         yield kind
         for field in msgspec.structs.fields(kind):
             yield from _structs(field.type)
@@ -198,8 +200,8 @@ def _structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
 def test_the_page_of_a_protocol_has_every_message_and_field(protocol: str) -> None:
     page = _page(protocol).read_text(encoding="utf-8")
     kinds = set(_structs(PROTOCOLS[protocol]))
-    if protocol == messages.ADVERT_PROTOCOL:
-        kinds.add(messages.Advert)
+    if protocol == adverts.ADVERT_PROTOCOL:
+        kinds.add(adverts.Advert)
     missing = []
     for kind in kinds:
         heading = re.search(rf"^### {kind.__name__}$.*?(?=^#|\Z)", page, re.MULTILINE | re.DOTALL)
@@ -216,7 +218,7 @@ def test_the_pages_name_the_numbers_of_the_code() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in PROTOCOL_PAGES.glob("*.md")).replace(",", "")
     limits = {
         name: value
-        for module in (messages, codec)
+        for module in (*MESSAGES, codec)
         for name, value in vars(module).items()
         if name.endswith("_MAX") and isinstance(value, int)
     }

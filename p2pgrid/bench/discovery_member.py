@@ -18,7 +18,8 @@ from p2pgrid.net.transport import ByteStream, StreamHandler, Transport
 from p2pgrid.node.peer import open_peer
 from p2pgrid.node.state_file import ProcessState, own_state, write_json
 from p2pgrid.storage.identity import ephemeral_identity
-from p2pgrid.wire.messages import Advert, Contact
+from p2pgrid.wire.adverts import Advert
+from p2pgrid.wire.messages import Contact
 
 STDIN = 0
 

@@ -114,6 +114,8 @@ def _tell(peer: Peer, model: str, state: Path | None, json: bool, phase: Phase, 
     match phase:
         case "serving":
             say(f"serving layers {span} of {model} as {transport.peer} on {transport.addresses[0].split('/p2p/')[0]}")
+        case "moving":
+            say(f"other layers need this node more: leaving {span} when its sessions have ended")
         case "draining":
             say("leaving: no new sessions, those that run are ended")
         case "left":

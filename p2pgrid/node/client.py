@@ -19,9 +19,6 @@ from p2pgrid.wire.messages import Contact, Hop
 
 log = structlog.get_logger()
 
-SPREAD_MS = 1.0
-"""Replicas whose steps differ by less than this are taken for equally quick."""
-
 
 @dataclass(frozen=True)
 class ModelDescription:
@@ -87,15 +84,16 @@ async def open_session(
         busy: set[PeerId] = set()
         give_up_at_s = trio.current_time() + peer.settings.open_patience_s
         while True:
-            adverts = peer.view.adverts(model)
-            spread_ms = {advert.peer: peer.spread(advert.peer, terms.cache_scope) * SPREAD_MS for advert in adverts}
+            avoid = lost | busy
             try:
-                route = find_route(adverts, layers, lost | busy, spread_ms)
+                route = peer.find_route(model, layers, avoid=avoid, positions=terms.positions, scope=terms.cache_scope)
             except NoRoute:
                 route = await wait_for_route(peer, model, layers, lost)
             try:
                 opening = peer.pipeline.open(model, route, terms)
                 session = await stack.enter_async_context(opening)
+                for hop in route:
+                    peer.avoidance.worked(hop.peer)
                 break
             except (PeerUnavailable, Overloaded) as error:
                 if trio.current_time() > give_up_at_s or error.peer is None:
@@ -103,6 +101,7 @@ async def open_session(
                 log.debug("trying again to open a session", error=str(error))
                 if isinstance(error, PeerUnavailable):
                     lost.add(error.peer)
+                    peer.avoidance.failed(error.peer, trio.current_time())
                 elif error.peer not in busy:
                     busy.add(error.peer)
                 else:  # all that it could take are busy: wait, each client for another while, and ask all again

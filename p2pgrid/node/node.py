@@ -1,30 +1,49 @@
-"""The life of a node: join, choose a span, build the stage, test it, advertise, serve, drain, leave."""
+"""The life of a node: join, choose a span, build the stage, test it, advertise, serve, move or drain, leave."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 import structlog
 import trio
 
 from p2pgrid import __version__
 from p2pgrid.core.placement import plan_joins, settle
+from p2pgrid.core.rebalancing import Move, spans_to_come
+from p2pgrid.core.swarm_view import worth_telling
 from p2pgrid.engine.stage import Executor, Stage
 from p2pgrid.ids import ModelId, PeerId, Span
+from p2pgrid.node.canary import Canary
+from p2pgrid.node.moving import Mover
 from p2pgrid.node.peer import Peer
-from p2pgrid.node.selftest import prove_stage
+from p2pgrid.node.selftest import Proof, prove_stage
 from p2pgrid.services.worker import Worker
-from p2pgrid.wire.messages import Advert
+from p2pgrid.wire.adverts import Advert
 
 log = structlog.get_logger()
 
-Phase = Literal["joining", "building", "testing", "serving", "draining", "left"]
+Phase = Literal["joining", "building", "testing", "serving", "moving", "draining", "left"]
+STATES: dict[Phase, Literal["joining", "serving", "draining"]] = {
+    "joining": "joining",
+    "building": "joining",
+    "testing": "joining",
+    "serving": "serving",
+    "moving": "draining",
+    "draining": "draining",
+    "left": "draining",
+}
+"""What is advertised in each."""
 
 JOIN_QUIET_S = 0.8
 """A joining node decides once no new joiner was heard of for this long, so that nodes started together agree."""
 JOIN_S_MAX = 4.0
 DRAIN_S_MAX = 0.7
 """How long sessions may go on after a node was told to stop; with the farewells it leaves within 2 s."""
+NEWS_S = 4.0
+"""So often a node looks whether what it says of itself is still so."""
+MOVE_DRAIN_S_MAX = 10.0
+"""The same when a node moves to other layers, and none are missing."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +80,10 @@ class Node:
         self._make_stage = make_stage
         self._executor = executor
         self._on_phase = on_phase
-        self._step_ms = 0.0
+        self._mover = Mover(peer, serving.model, serving.layers, serving.span_max, self._publish)
+        self._canary = Canary(peer, serving.model, serving.layers)
+        self._proof = Proof(0.0, 0.0)
+        self._since_s = 0.0
         self._stage: Stage | None = None
 
     async def run(self, stop: trio.Event) -> None:
@@ -73,72 +95,139 @@ class Node:
                 if self.phase not in ("serving", "draining"):
                     tasks.cancel_scope.cancel()
         finally:
-            if self._stage is not None:
-                self._stage.close()
+            self._close_stage()
         self._enter("left")
 
     async def _live(self, stop: trio.Event, tasks: trio.Nursery) -> None:
-        worker = await self._settle_and_build(tasks)
-        self._enter("serving")
-        async with trio.open_nursery() as telling:
-            telling.start_soon(self._peer.discovery.publish, self._advert)
-            await stop.wait()
-            telling.cancel_scope.cancel()  # whoever has not heard it by now need not know
-        self._enter("draining")
-        await self._peer.discovery.withdraw(self._advert())
-        await worker.drain(DRAIN_S_MAX)
+        self._enter("joining")
+        if self._serving.span is None:
+            self.span = await self._choose_span()
+        while (move := await self._hold_layers(stop)) is not None:
+            self.span = move.span
         tasks.cancel_scope.cancel()
+
+    async def _hold_layers(self, stop: trio.Event) -> Move | None:
+        """Build, serve and give up one stage; what to move to, or None when it is time to leave."""
+        await self._build()
+        async with trio.open_nursery() as tasks:
+            worker = await self._start_worker(tasks)
+            move = await self._serve(stop)
+            self._enter("draining" if move is None else "moving")
+            await self._peer.discovery.withdraw(self._advert())
+            # A gap is filled at once: sessions through here have lost another stage of their route anyway.
+            await worker.drain(DRAIN_S_MAX if move is None or move.urgent else MOVE_DRAIN_S_MAX)
+            tasks.cancel_scope.cancel()
+        self._close_stage()
+        return move
+
+    async def _serve(self, stop: trio.Event) -> Move | None:
+        """Until it is time to move, or to leave (None)."""
+        self._mover.claim = None
+        self._since_s = self._peer.discovery.now_s()
+        self._enter("serving")
+        move: Move | None = None
+
+        async def wait_to_move(current: Span) -> None:
+            nonlocal move
+            move = await self._mover.next_move(current)
+            tasks.cancel_scope.cancel()
+
+        async with trio.open_nursery() as tasks:
+            tasks.start_soon(self._publish)
+            tasks.start_soon(self._tell_news)
+            if self.span is not None and self.span.start == 0:
+                tasks.start_soon(self._canary.run)
+            if self._serving.span is None and self.span is not None:
+                tasks.start_soon(wait_to_move, self.span)
+            await stop.wait()
+            tasks.cancel_scope.cancel()  # whoever has not heard it by now need not know
+        return None if stop.is_set() else move
+
+    async def _start_worker(self, tasks: trio.Nursery) -> Worker:
+        assert self._stage is not None
+        peer = self._peer
+        worker = Worker(
+            self._serving.model, self._stage, self._executor, peer.links, peer.transport.peer, tracer=peer.tracer
+        )
+        await tasks.start(worker.run)
+        # It stays the peer's until the next one is there: drained, it tells whoever asks that it is busy.
+        peer.worker = worker
+        return worker
+
+    def _close_stage(self) -> None:
+        if self._stage is not None:
+            self._stage.close()
+            self._stage = None
 
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
         self._on_phase(phase, self.span)
 
+    async def _publish(self) -> None:
+        await self._peer.discovery.publish(self._advert)
+
+    async def _tell_news(self) -> None:
+        """Whoever asks hears soon what has become of our load, our neighbours and the tokens that we saw."""
+        while True:
+            await trio.sleep(NEWS_S * self._peer.rng.uniform(0.8, 1.2))
+            told = self._peer.discovery.own_advert()
+            if told is not None and worth_telling(told[0], self._advert()):
+                self._peer.discovery.renew()
+
     def _advert(self) -> Advert:
-        worker = self._peer.worker
-        state: Literal["joining", "serving", "draining"] = "joining"
-        if self.phase in ("serving", "draining"):
-            state = "serving" if self.phase == "serving" else "draining"
-        return Advert(
+        now = trio.current_time()
+        bare = Advert(
             peer=self._peer.transport.peer,
             addresses=(),
             model=self._serving.model,
             layers=self._serving.layers,
-            state=state,
+            state=STATES[self.phase],
             span=self.span,
             span_max=self._serving.span_max,
             sequence=0,
             expires_at_s=0.0,
-            step_ms=self._step_ms,
-            sessions_free=0 if worker is None else worker.sessions_free,
             model_name=self._serving.model_name,
             agent=f"p2pgrid/{__version__}",
+            moving_to=None if self._mover.claim == self.span else self._mover.claim,
+        )
+        worker = self._peer.worker
+        if self.phase != "serving" or worker is None:
+            return bare
+        return msgspec.structs.replace(
+            bare,
+            step_ms=self._proof.step_ms,
+            tokens_per_s_max=self._proof.tokens_per_s_max,
+            since_s=self._since_s,
+            sessions_free=worker.sessions_free,
+            positions_free=min(worker.positions_free, 2**31 - 1),
+            queue_ms=worker.load.queue_ms(now),
+            tokens_per_s=worker.load.tokens_per_s(now),
+            delays_ms=self._peer.delays_ms(self._serving.model),
+            canary_at_s=self._token_seen_at_s(worker),
         )
 
-    async def _settle_and_build(self, tasks: trio.Nursery) -> Worker:
-        """Choose, build, and look again: while building, others may have chosen the same layers."""
-        self._enter("joining")
-        if self._serving.span is None:
-            self.span = await self._choose_span()
+    def _token_seen_at_s(self, worker: Worker) -> float:
+        """Unix time of the latest token that had gone through a whole route: a canary, or one that was sampled here."""
+        sampled_at = worker.load.token_at_s
+        if sampled_at is None:
+            return self._canary.seen_at_s
+        return max(self._canary.seen_at_s, self._peer.discovery.now_s() - (trio.current_time() - sampled_at))
+
+    async def _build(self) -> None:
+        """Build, and look again: while building, others may have chosen the same layers. Then test what was built."""
         while True:
             assert self.span is not None
-            await self._peer.discovery.publish(self._advert)
             self._enter("building")
-            stage = self._stage = await self._make_stage(self.span)
+            await self._publish()
+            self._stage = await self._make_stage(self.span)
             better = self.span if self._serving.span is not None else await self._look_again(self.span)
             if better == self.span:
                 break
             log.info("another node took the same layers first", layers=str(self.span), instead=str(better))
-            stage.close()
+            self._close_stage()
             self.span = better
         self._enter("testing")
-        self._step_ms = await prove_stage(stage, self._executor)
-        transport = self._peer.transport
-        worker = Worker(
-            self._serving.model, stage, self._executor, self._peer.links, transport.peer, tracer=self._peer.tracer
-        )
-        await tasks.start(worker.run)
-        self._peer.worker = worker
-        return worker
+        self._proof = await prove_stage(self._stage, self._executor)
 
     async def _choose_span(self) -> Span:
         discovery, serving = self._peer.discovery, self._serving
@@ -155,20 +244,21 @@ class Node:
             return trio.current_time() - quiet_since >= JOIN_QUIET_S
 
         await discovery.wait_until(serving.model, nothing_new, JOIN_S_MAX)
-        others = self._peer.view.adverts(serving.model, "joining", "serving")
-        taken = [a.span for a in others if a.span is not None]
-        joiners = {a.peer: a.span_max for a in others if a.span is None}
+        others = self._peer.view.adverts(serving.model)
+        joiners = {a.peer: a.span_max for a in others if a.state == "joining" and a.span is None}
         joiners[self._peer.transport.peer] = serving.span_max
+        taken = [*spans_to_come(others, "serving"), *spans_to_come(others, "joining")]
         return plan_joins(serving.layers, taken, joiners)[self._peer.transport.peer]
 
     async def _look_again(self, current: Span) -> Span:
         await self._peer.discovery.refresh(self._serving.model)
-        view, serving = self._peer.view, self._serving
+        serving, others = self._serving, self._peer.view.adverts(self._serving.model)
+        claims = {a.peer: a.span for a in others if a.state == "joining" and a.span is not None}
         return settle(
             serving.layers,
             serving.span_max,
             self._peer.transport.peer,
             current,
-            [a.span for a in view.adverts(serving.model, "serving") if a.span is not None],
-            {a.peer: a.span for a in view.adverts(serving.model, "joining") if a.span is not None},
+            spans_to_come(others, "serving"),
+            claims,
         )

@@ -1,6 +1,7 @@
 """Finding peers and being found: provider records in the DHT, signed adverts between peers, a local view."""
 
 import hashlib
+import math
 import random
 from collections.abc import Callable
 
@@ -9,26 +10,32 @@ import structlog
 import trio
 
 from p2pgrid.core.swarm_view import SwarmView
-from p2pgrid.errors import PeerError
-from p2pgrid.ids import ModelId
+from p2pgrid.errors import PeerError, PeerMisbehaved
+from p2pgrid.ids import ModelId, PeerId
 from p2pgrid.net.exchange import answer, ask
 from p2pgrid.net.transport import ByteStream, Transport
 from p2pgrid.settings import DiscoverySettings
-from p2pgrid.wire.messages import (
-    ADDRESSES_MAX,
+from p2pgrid.wire.adverts import (
     ADVERT_PROTOCOL,
     ADVERTS_PER_MESSAGE_MAX,
+    KNOWN_TAG_BYTES,
+    LOST_MAX,
     Advert,
     Adverts,
-    Contact,
     Exchange,
+    Lost,
     SignedAdvert,
 )
+from p2pgrid.wire.messages import ADDRESSES_MAX, Contact
 from p2pgrid.wire.signing import Identity, open_advert
 
 log = structlog.get_logger()
 
 WITHDRAW_S_MAX = 0.5
+EARLY_PAUSE_S = (0.1, 0.4)
+"""When a peer was lost the next round comes this soon, and tells of it."""
+DOUBT_S = 1.0
+"""For so long after a peer has answered us, others who say that they lost it are not believed."""
 SECOND_ANNOUNCE_S = 20.0
 """A DHT peer drops provider records that come too fast, and says nothing: the first one is written twice."""
 
@@ -54,7 +61,9 @@ class Discovery:
         identity: Identity,
         wall: Callable[[], float],
         rng: random.Random,
+        has_link: Callable[[PeerId], bool] = lambda peer: False,
     ) -> None:
+        """A peer with whom we have a link is not forgotten for a missed exchange: the link has heartbeats."""
         self.view = view
         self.interests: set[ModelId] = set()
         self._transport = transport
@@ -62,11 +71,19 @@ class Discovery:
         self._identity = identity
         self._wall = wall
         self._rng = rng
+        self._has_link = has_link
         self._describe: Callable[[], Advert] | None = None
         self._own: tuple[Advert, SignedAdvert] | None = None
         self._sequence = 0
         self._published = trio.Event()
         self._looked_up_s: dict[ModelId, float] = {}
+        self._doubted: dict[PeerId, Contact] = {}
+        self._answered_s: dict[PeerId, float] = {}
+        self._early = trio.Event()
+
+    def now_s(self) -> float:
+        """Unix time."""
+        return self._wall()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         self._transport.serve(ADVERT_PROTOCOL, self._answer)
@@ -90,17 +107,40 @@ class Discovery:
         with trio.move_on_after(WITHDRAW_S_MAX):
             await self.refresh(last_word.model, look_up=False)
 
-    async def refresh(self, model: ModelId, *, look_up: bool = True) -> None:
-        """One round: providers from the DHT, then an exchange of adverts with some of them and of those known."""
+    def renew(self) -> None:
+        """What we say of ourselves has changed: whoever asks from now on hears it."""
+        self._own = None
+
+    def lost(self, peer: PeerId) -> None:
+        """The link to that peer broke: forget it, soon ask whether it is there all the same, and tell others."""
+        contact = self.view.forget(peer)
+        if contact is not None:
+            self._doubt(contact)
+
+    def _doubt(self, contact: Contact) -> None:
+        self._doubted[contact.peer] = contact
+        self._early.set()
+
+    async def refresh(self, model: ModelId, *, look_up: bool = True, peers_max: int | None = None) -> None:
+        """One round: providers from the DHT, then an exchange of adverts with some of them and of those known.
+
+        With `peers_max` peers at most (None = as the settings say), and those besides of whom it was said that
+        they are lost.
+        """
         self.view.expire(self._wall())
+        now = trio.current_time()
+        self._answered_s = {peer: at for peer, at in self._answered_s.items() if now - at < DOUBT_S}
         contacts = {a.peer: Contact(a.peer, a.addresses) for a in self.view.adverts(model)}
         if look_up and self._due_for_look_up(model, len(contacts)):
             for provider in await self._transport.find_providers(provider_key(model)):
                 contacts.setdefault(provider.peer, provider)
         contacts.pop(self._transport.peer, None)
-        chosen = sorted(contacts.values(), key=lambda c: c.peer)
-        if len(chosen) > self._settings.peers_per_round:
-            chosen = self._rng.sample(chosen, self._settings.peers_per_round)
+        chosen = [self._doubted[peer] for peer in sorted(self._doubted)]
+        for contact in chosen:
+            contacts.pop(contact.peer, None)
+        self._doubted.clear()
+        others = sorted(contacts.values(), key=lambda c: c.peer)
+        chosen += self._rng.sample(others, min(peers_max or self._settings.peers_per_round, len(others)))
         async with trio.open_nursery() as tasks:
             for contact in chosen:
                 tasks.start_soon(self._exchange, contact, model)
@@ -150,7 +190,10 @@ class Discovery:
         while True:
             for model in sorted(self.interests):
                 await self.refresh(model)
-            await trio.sleep(self._settings.refresh_s * self._rng.uniform(0.8, 1.2))
+            with trio.move_on_after(self._settings.refresh_s * self._rng.uniform(0.8, 1.2)):
+                await self._early.wait()
+                await trio.sleep(self._rng.uniform(*EARLY_PAUSE_S))
+            self._early = trio.Event()
 
     async def _keep_announced(self) -> None:
         await self._published.wait()
@@ -163,30 +206,48 @@ class Discovery:
 
     async def _exchange(self, contact: Contact, model: ModelId) -> None:
         own = self.own_advert()
-        request = Exchange(model=model, mine=() if own is None else (own[1],))
+        known = self.view.tags(model, ADVERTS_PER_MESSAGE_MAX)
+        mine = () if own is None else (own[1],)
+        request = Exchange(model=model, mine=mine, known=known, lost=self.view.lost(LOST_MAX))
         try:
             reply: Adverts = await ask(
                 self._transport, contact, ADVERT_PROTOCOL, request, Adverts, deadline_s=self._settings.exchange_s_max
             )
-            self._take(reply.adverts)
+            self._take(contact.peer, reply.adverts, reply.lost)
         except PeerError as error:
             log.debug("no adverts from peer", peer=contact.peer, error=str(error))
-            self.view.forget(contact.peer)
+            gone = isinstance(error, PeerMisbehaved) or not self._has_link(contact.peer)
+            if gone and self.view.forget(contact.peer) is not None:
+                self._early.set()
 
     async def _answer(self, stream: ByteStream) -> None:
         async def handle(request: Exchange) -> Adverts:
-            self._take(request.mine)
+            self._take(stream.peer, request.mine, request.lost)
             model = ModelId(request.model) if request.model else None
             own = self.own_advert()
             mine = () if own is None or model not in (None, own[0].model) else (own[1],)
-            return Adverts((*mine, *self.view.signed(model, ADVERTS_PER_MESSAGE_MAX - len(mine))))
+            known = {request.known[at : at + KNOWN_TAG_BYTES] for at in range(0, len(request.known), KNOWN_TAG_BYTES)}
+            news = (*mine, *self.view.signed(model, known))
+            return Adverts(news[:ADVERTS_PER_MESSAGE_MAX], self.view.lost(LOST_MAX))
 
         await answer(stream, Exchange, handle, deadline_s=self._settings.exchange_s_max)
 
-    def _take(self, adverts: tuple[SignedAdvert, ...]) -> None:
-        """Into the view with those that are well signed; one bad one makes its bringer a liar, none of it counts."""
+    def _take(self, bringer: PeerId, adverts: tuple[SignedAdvert, ...], lost: tuple[Lost, ...]) -> None:
+        """Into the view with those that are well signed; one bad one makes its bringer a liar, none of it counts.
+
+        Whom the bringer has `lost` we ask ourselves in the next round.
+        """
         opened = [(open_advert(signed), signed) for signed in adverts if not self.view.knows(signed)]
         now = self._wall()
+        self.view.heard(bringer)
+        self._answered_s[bringer] = trio.current_time()
         for advert, signed in opened:
             if advert.peer != self._transport.peer:
                 self.view.add(advert, signed, now)
+        for each in lost:
+            contact = self.view.doubted(each)
+            if contact is not None and not self._is_well(each.peer):
+                self._doubt(contact)
+
+    def _is_well(self, peer: PeerId) -> bool:
+        return self._has_link(peer) or trio.current_time() - self._answered_s.get(peer, -math.inf) < DOUBT_S

@@ -27,4 +27,13 @@ class Leave:
     at_s: float
 
 
-Fault = Kill | Freeze | Leave
+@dataclass(frozen=True)
+class Partition:
+    """For a while nothing passes between these nodes and all others; clients stay with the others."""
+
+    nodes: tuple[int, ...]
+    at_s: float
+    healed_at_s: float
+
+
+Fault = Kill | Freeze | Leave | Partition

@@ -14,7 +14,7 @@ from p2pgrid.engine.executor import InlineExecutor
 from p2pgrid.engine.stage import Stage
 from p2pgrid.engine.toy_stage import ToyStage
 from p2pgrid.errors import P2pgridError
-from p2pgrid.ids import ModelId, Span
+from p2pgrid.ids import ModelId, PeerId, Span
 from p2pgrid.net.memory_transport import MemoryNetwork
 from p2pgrid.node.answer import generate
 from p2pgrid.node.client import open_session
@@ -22,7 +22,7 @@ from p2pgrid.node.node import Node, Phase, Serving
 from p2pgrid.node.peer import Peer, open_peer
 from p2pgrid.services.local import LocalSession
 from p2pgrid.services.pipeline import Terms
-from p2pgrid.sim.faults import Fault, Freeze, Kill, Leave
+from p2pgrid.sim.faults import Fault, Freeze, Kill, Leave, Partition
 from p2pgrid.sim.seeded import run_seeded
 from p2pgrid.wire.messages import Sampling
 from p2pgrid.wire.signing import Identity
@@ -33,6 +33,8 @@ CONTEXT_MAX = 512
 CHUNK = 8
 WALL_EPOCH_S = 1_700_000_000.0
 """The simulated day begins here; a date, so that sequence numbers look like real ones."""
+CANARY_S_MAX = 15.0
+"""A canary token that gets stuck has given everything back by then."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Plan:
     layers: int = 12
     span_max: int | None = None
     """None: so many that the nodes together hold every layer about twice."""
+    span_maxes: Sequence[int] = ()
+    """Of each node its own, instead."""
+    settle_s: float = 0.0
+    """The swarm is left to itself for so long before anybody asks it."""
     requests: int = 3
     prompt_tokens: int = 20
     max_tokens: int = 24
@@ -73,6 +79,10 @@ class Report:
     """KV rows that some stage still held when all requests were over."""
     virtual_s: float
     trace: list[str]
+    moves: list[tuple[float, int, Span | None]]
+    """When which node left which layers for others."""
+    known: list[set[int]]
+    """Which nodes each node that lives knows of in the end, itself included."""
 
     @property
     def trace_hash(self) -> str:
@@ -111,8 +121,10 @@ class World:
         self.seed = seed
         self.plan = plan
         self.trace: list[str] = []
+        self.moves: list[tuple[float, int, Span | None]] = []
         self.nodes: list[Node | None] = [None] * plan.nodes
         self.peers: list[Peer | None] = [None] * plan.nodes
+        self._client = Identity(self._seed_bytes("client"))
         self._stops: list[trio.Event] = []
         self._scopes = [trio.CancelScope() for _ in range(plan.nodes)]
 
@@ -126,20 +138,21 @@ class World:
                 tasks.start_soon(self._node, i, network, random.Random(rng.random()))
             for fault in plan.faults:
                 tasks.start_soon(self._bring_about, fault, network)
-            identity = Identity(self._seed_bytes("client"))
             client_rng = random.Random(rng.random())
             async with (
-                network.open(identity) as transport,
-                open_peer(transport, identity, wall=_wall, rng=client_rng) as peer,
+                network.open(self._client) as transport,
+                open_peer(transport, self._client, wall=_wall, rng=client_rng) as peer,
                 trio.open_nursery() as requests,
             ):
+                await trio.sleep(plan.settle_s)
                 for i, outcome in enumerate(outcomes):
                     requests.start_soon(self._request, peer, i, outcome)
             await trio.sleep(1)  # farewells are on their way
-            leaked = sum(p.worker.sessions_open for p in self.peers if p is not None and p.worker is not None)
+            leaked = await self._sessions_left()
             spans = [None if node is None else node.span for node in self.nodes]
+            known = [self._known_to(peer) for peer in self.peers if peer is not None]
             tasks.cancel_scope.cancel()
-        return Report(self.seed, outcomes, spans, leaked, trio.current_time(), self.trace)
+        return Report(self.seed, outcomes, spans, leaked, trio.current_time(), self.trace, self.moves, known)
 
     def note(self, what: str) -> None:
         self.trace.append(f"{trio.current_time():.6f} {what}")
@@ -155,8 +168,10 @@ class World:
 
         def on_phase(phase: Phase, span: Span | None) -> None:
             self.note(f"node {i} {phase} {span}")
+            if phase == "moving":
+                self.moves.append((trio.current_time(), i, span))
 
-        span_max = plan.span_max or -(-2 * plan.layers // plan.nodes)
+        span_max = plan.span_maxes[i] if plan.span_maxes else plan.span_max or -(-2 * plan.layers // plan.nodes)
         serving = Serving(MODEL, "toy", plan.layers, None, min(span_max, plan.layers))
         await trio.sleep(rng.uniform(0, 0.5))
         with self._scopes[i]:
@@ -191,19 +206,41 @@ class World:
     async def _bring_about(self, fault: Fault, network: MemoryNetwork) -> None:
         await trio.sleep_until(fault.at_s)
         self.note(f"{fault}")
-        peer = Identity(self._seed_bytes(f"node {fault.node}")).peer
         match fault:
             case Kill():
-                network.kill(peer)
+                network.kill(self._peer_of(fault.node))
                 self.peers[fault.node] = None
                 self._scopes[fault.node].cancel()
             case Freeze():
-                network.freeze(peer, True)
+                network.freeze(self._peer_of(fault.node), True)
                 self.peers[fault.node] = None  # what it still holds is not the swarm's leak
             case Leave():
                 self._stops[fault.node].set()
+            case Partition():
+                cut_off = {self._peer_of(node) for node in fault.nodes}
+                everybody = {self._peer_of(node) for node in range(self.plan.nodes)} | {self._client.peer}
+                network.partition(cut_off, everybody - cut_off)
+                await trio.sleep_until(fault.healed_at_s)
+                network.heal()
+                self.note("healed")
             case _:
                 assert_never(fault)
+
+    async def _sessions_left(self) -> int:
+        """KV rows that are still held; a canary token that is just on its way is given time to come through."""
+        give_up_at_s = trio.current_time() + CANARY_S_MAX
+        while True:
+            held = sum(p.worker.sessions_open for p in self.peers if p is not None and p.worker is not None)
+            if not held or trio.current_time() > give_up_at_s:
+                return held
+            await trio.sleep(0.1)
+
+    def _known_to(self, peer: Peer) -> set[int]:
+        known = {peer.transport.peer, *(advert.peer for advert in peer.view.adverts(MODEL))}
+        return {i for i in range(self.plan.nodes) if self._peer_of(i) in known}
+
+    def _peer_of(self, node: int) -> PeerId:
+        return Identity(self._seed_bytes(f"node {node}")).peer
 
     def _seed_bytes(self, who: str) -> bytes:
         return hashlib.sha256(f"{self.seed} {who}".encode()).digest()

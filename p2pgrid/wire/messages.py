@@ -1,4 +1,4 @@
-"""Every message of every protocol, as frozen structs; docs/protocols/ is the same in prose.
+"""Every message of every protocol but `wire.adverts`, as frozen structs; docs/protocols/ is the same in prose.
 
 On the wire each is a MessagePack map whose key `type` names the message. Unknown keys are ignored, so that a
 newer peer may add some. Limits are declared with the fields: what decodes is within them.
@@ -12,14 +12,11 @@ from msgspec import Meta
 from p2pgrid.ids import ModelId, PeerId, SessionId, Span
 
 STAGE_PROTOCOL = "/p2pgrid/stage/1"
-ADVERT_PROTOCOL = "/p2pgrid/advert/1"
 BLOB_PROTOCOL = "/p2pgrid/blob/1"
 DIRECT_PROTOCOL = "/p2pgrid/direct/1"
 
 TOKENS_PER_STEP_MAX = 512
 ROUTE_HOPS_MAX = 256
-ADVERTS_PER_MESSAGE_MAX = 256
-ADVERT_BYTES_MAX = 6 * 1024
 ADDRESSES_MAX = 16
 BLOB_PIECE_BYTES_MAX = 1024 * 1024
 PREFIX_BLOCK = 64
@@ -50,14 +47,14 @@ class Contact(msgspec.Struct, frozen=True):
     addresses: Addresses = ()
 
 
-class _Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, omit_defaults=True):
+class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, omit_defaults=True):
     """Base of what travels: tagged by its class name in lower case; fields at their default stay at home."""
 
 
 # ── /p2pgrid/stage/1: the link itself ────────────────────────────────────────────────────────────────────
 
 
-class Hello(_Message, frozen=True):
+class Hello(Message, frozen=True):
     """First frame of each side; the dialler's comes first."""
 
     agent: Text
@@ -65,23 +62,23 @@ class Hello(_Message, frozen=True):
     """What the sender of this message lets the other have in flight."""
 
 
-class Ping(_Message, frozen=True):
+class Ping(Message, frozen=True):
     """Heartbeat. Answered at once with the same nonce."""
 
     nonce: Count
 
 
-class Pong(_Message, frozen=True):
+class Pong(Message, frozen=True):
     nonce: Count
 
 
-class Credit(_Message, frozen=True):
+class Credit(Message, frozen=True):
     """So many bytes of frames were consumed and may be sent again."""
 
     nbytes: Count
 
 
-class Goodbye(_Message, frozen=True):
+class Goodbye(Message, frozen=True):
     """The last frame of a link that ends on purpose."""
 
     reason: Text
@@ -108,7 +105,7 @@ class Hop(msgspec.Struct, frozen=True):
     addresses: Addresses = ()
 
 
-class Open(_Message, frozen=True):
+class Open(Message, frozen=True):
     """Client to each stage: hold a KV row for this session; `hop` is the receiver's place in `route`."""
 
     session: Hex32
@@ -133,7 +130,7 @@ class Open(_Message, frozen=True):
     """No stage drafts tokens ahead."""
 
 
-class Opened(_Message, frozen=True):
+class Opened(Message, frozen=True):
     """Stage to client: the row is held and the link to the next stage stands."""
 
     session: Hex32
@@ -143,7 +140,7 @@ class Opened(_Message, frozen=True):
     """Positions of the prompt that the row holds already."""
 
 
-class Step(_Message, frozen=True):
+class Step(Message, frozen=True):
     """Set the session's length to `position`, then append `tokens`.
 
     To stage 0 `hidden` is empty; to any other stage it is `[len(tokens), hidden]`, packed as `form` says.
@@ -166,7 +163,7 @@ class Step(_Message, frozen=True):
     """Stage 0 guessed the token: the last stage passes the step over unless it drew the same one."""
 
 
-class Token(_Message, frozen=True):
+class Token(Message, frozen=True):
     """Last stage to client: the token sampled for `position`."""
 
     session: Hex32
@@ -175,7 +172,7 @@ class Token(_Message, frozen=True):
     token: Count
 
 
-class Scores(_Message, frozen=True):
+class Scores(Message, frozen=True):
     """Last stage to client, for positions `[position, position + n)` of a teacher-forced text."""
 
     session: Hex32
@@ -187,7 +184,7 @@ class Scores(_Message, frozen=True):
     """float32, little-endian, `[n]`: log-probability of the step's `targets`."""
 
 
-class OutOfSync(_Message, frozen=True):
+class OutOfSync(Message, frozen=True):
     """Stage to client: the step lacked what comes before it; the session's length here is `length`."""
 
     session: Hex32
@@ -196,7 +193,7 @@ class OutOfSync(_Message, frozen=True):
     length: Count
 
 
-class Busy(_Message, frozen=True):
+class Busy(Message, frozen=True):
     """Stage to client: no room for this session now."""
 
     session: Hex32
@@ -205,7 +202,7 @@ class Busy(_Message, frozen=True):
     retry_after_s: Seconds
 
 
-class Failed(_Message, frozen=True):
+class Failed(Message, frozen=True):
     """Stage to client: this session ended here, and why."""
 
     session: Hex32
@@ -214,7 +211,7 @@ class Failed(_Message, frozen=True):
     reason: Text
 
 
-class Close(_Message, frozen=True):
+class Close(Message, frozen=True):
     """Client to each stage: forget this session. Answered with silence."""
 
     session: Hex32
@@ -227,64 +224,10 @@ SessionMessage = ToStage | ToClient
 LinkMessage = LinkControl | SessionMessage
 
 
-# ── /p2pgrid/advert/1 ────────────────────────────────────────────────────────────────────────────────────
-
-
-class Advert(msgspec.Struct, frozen=True):
-    """What a node says of itself. Signed as bytes (`SignedAdvert`), so that it can be passed on."""
-
-    peer: Peer
-    addresses: Addresses
-    model: Hex64
-    layers: Layers
-    """How many layers the whole model has."""
-    state: Literal["joining", "serving", "draining"]
-    span: Span | None
-    """None while joining and not yet decided."""
-    span_max: Layers
-    """How many layers this node has memory for."""
-    sequence: Annotated[int, Meta(ge=0, le=2**63 - 1)]
-    """Of two adverts of one peer and model the higher one holds."""
-    expires_at_s: Seconds
-    """Unix time."""
-    step_ms: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
-    """Measured time of a one-token step through this span."""
-    sessions_free: Count = 0
-    model_name: Text = ""
-    agent: Text = ""
-
-
-class SignedAdvert(msgspec.Struct, frozen=True):
-    advert: Annotated[bytes, Meta(max_length=ADVERT_BYTES_MAX)]
-    """A MessagePack `Advert`."""
-    public_key: Annotated[bytes, Meta(min_length=32, max_length=32)]
-    """Ed25519; the peer id in the advert must be this key's."""
-    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
-
-
-SignedAdverts = Annotated[tuple[SignedAdvert, ...], Meta(max_length=ADVERTS_PER_MESSAGE_MAX)]
-
-
-class Exchange(_Message, frozen=True):
-    """Ask for adverts, and bring one's own. `model` empty = of every model."""
-
-    model: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
-    mine: SignedAdverts = ()
-
-
-class Adverts(_Message, frozen=True):
-    """The answer: the peer's own adverts first, then those it knows."""
-
-    adverts: SignedAdverts
-
-
-AdvertMessage = Exchange | Adverts
-
-
 # ── /p2pgrid/blob/1, /p2pgrid/direct/1 ───────────────────────────────────────────────────────────────────
 
 
-class BlobRequest(_Message, frozen=True):
+class BlobRequest(Message, frozen=True):
     """Ask for bytes `[offset, offset + nbytes)` of the blob whose SHA-256 is `digest`."""
 
     digest: Digest
@@ -292,24 +235,24 @@ class BlobRequest(_Message, frozen=True):
     nbytes: Annotated[int, Meta(ge=1, le=BLOB_PIECE_BYTES_MAX)]
 
 
-class BlobPiece(_Message, frozen=True):
+class BlobPiece(Message, frozen=True):
     """`total_bytes` of the whole blob, and the bytes asked for (fewer at its end)."""
 
     total_bytes: Offset
     data: Annotated[bytes, Meta(max_length=BLOB_PIECE_BYTES_MAX)]
 
 
-class BlobMissing(_Message, frozen=True):
+class BlobMissing(Message, frozen=True):
     """The peer does not hold this blob, or does not give it away."""
 
 
-class DirectRequest(_Message, frozen=True):
+class DirectRequest(Message, frozen=True):
     """Ask for a TCP port that takes a stream of `protocol` from us."""
 
     protocol: Annotated[str, Meta(min_length=1, max_length=128)]
 
 
-class DirectOffer(_Message, frozen=True):
+class DirectOffer(Message, frozen=True):
     """Dial `port` and say `token`, which is good for the asker alone, once. Port 0 = no."""
 
     port: Annotated[int, Meta(ge=0, le=65_535)]

@@ -5,18 +5,22 @@ A peer id is the identity multihash of the protobuf-encoded public key, in base5
 same peer without asking the network library.
 """
 
+from functools import lru_cache
+
 import base58
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from p2pgrid.errors import PeerMisbehaved
 from p2pgrid.ids import PeerId
+from p2pgrid.wire.adverts import Advert, SignedAdvert
 from p2pgrid.wire.codec import decode, encode
-from p2pgrid.wire.messages import Advert, SignedAdvert
 
 # identity multihash (0x00) of 36 bytes: protobuf {type: Ed25519 (1), data: 32 bytes}
 _PEER_ID_PREFIX = bytes((0x00, 0x24, 0x08, 0x01, 0x12, 0x20))
 _ADVERT_CONTEXT = b"p2pgrid advert 1\0"
+OPENED_MAX = 4096
+"""Adverts that were opened lately and need not be checked again."""
 
 
 def peer_id_of(public_key: bytes) -> PeerId:
@@ -38,6 +42,7 @@ class Identity:
         return SignedAdvert(payload, self.public_key, self._key.sign(_ADVERT_CONTEXT + payload))
 
 
+@lru_cache(OPENED_MAX)  # the same advert comes from many peers
 def open_advert(signed: SignedAdvert) -> Advert:
     """The advert inside, once its signature and its peer id are found to belong together.
 
@@ -51,6 +56,6 @@ def open_advert(signed: SignedAdvert) -> Advert:
     advert: Advert = decode(signed.advert, Advert)
     if advert.peer != peer_id_of(signed.public_key):
         raise PeerMisbehaved(f"an advert for {advert.peer} signed by another key")
-    if advert.span is not None and advert.span.stop > advert.layers:
+    if any(span is not None and span.stop > advert.layers for span in (advert.span, advert.moving_to)):
         raise PeerMisbehaved(f"an advert of {advert.peer} for layers that the model does not have")
     return advert

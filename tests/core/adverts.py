@@ -1,10 +1,12 @@
 """Adverts for tests: of made-up peers, with bytes in place of a signature."""
 
-from typing import Literal
+from typing import Any, Literal
+
+import msgspec
 
 from p2pgrid.ids import ModelId, PeerId, Span
+from p2pgrid.wire.adverts import Advert, SignedAdvert
 from p2pgrid.wire.codec import encode
-from p2pgrid.wire.messages import Advert, SignedAdvert
 
 MODEL = ModelId("ab" * 32)
 
@@ -20,9 +22,11 @@ def advert(
     expires_at_s: float = 160.0,
     step_ms: float = 1.0,
     sessions_free: int = 1,
+    **more: Any,
 ) -> Advert:
+    """`more` are fields that a node need not say."""
     held = Span(*span) if isinstance(span, tuple) else span
-    return Advert(
+    bare = Advert(
         PeerId(peer),
         (f"/memory/{peer}",),
         model,
@@ -35,6 +39,7 @@ def advert(
         step_ms,
         sessions_free,
     )
+    return msgspec.structs.replace(bare, **more)
 
 
 def signed(of: Advert) -> SignedAdvert:

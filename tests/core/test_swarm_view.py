@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from p2pgrid.core import swarm_view
 from p2pgrid.core.swarm_view import TTL_S_MAX, SwarmView, missing_layers, replicas, runs
 from p2pgrid.ids import ModelId, PeerId, Span
-from p2pgrid.wire.messages import Advert
+from p2pgrid.wire.adverts import KNOWN_TAG_BYTES, Advert, Lost
+from p2pgrid.wire.messages import Contact
 from tests.core.adverts import MODEL, advert, signed
 
 bounded = settings(max_examples=100, deadline=None)
@@ -136,6 +137,62 @@ def test_a_silent_peer_is_forgotten_for_all_its_models_and_the_silence_ends_with
     assert not add(view, advert("A", sequence=1, model=OTHER), 131.0)
 
 
+def test_a_peer_that_speaks_itself_is_believed_again_and_one_that_others_speak_of_is_not() -> None:
+    view = SwarmView()
+    add(view, advert("A", sequence=5))
+    assert view.forget(PeerId("A")) == Contact(PeerId("A"), ("/memory/A",))
+    assert view.forget(PeerId("A")) is None
+    assert not add(view, advert("A", sequence=5))
+    view.heard(PeerId("A"))
+    assert add(view, advert("A", sequence=5))
+
+
+def test_what_the_other_side_knows_is_not_sent_again() -> None:
+    view, tag = SwarmView(), bytes(KNOWN_TAG_BYTES)
+    for peer, signature in (("A", bytes(64)), ("B", bytes([1]) * 64)):
+        one = advert(peer)
+        view.add(one, msgspec.structs.replace(signed(one), signature=signature), 100.0)
+    assert [s.signature for s in view.signed(MODEL, {tag})] == [bytes([1]) * 64]
+    assert view.tags(MODEL, 9) == tag + bytes([1]) * KNOWN_TAG_BYTES
+    assert view.tags(MODEL, 1) == tag
+    assert view.tags(OTHER, 9) == b""
+
+
+def test_the_view_tells_when_somebody_changed_place_and_not_when_an_advert_was_renewed() -> None:
+    view = SwarmView()
+    add(view, advert("A"))
+    before = view.changes
+    add(view, advert("A", sequence=2, step_ms=9.0, expires_at_s=170.0))
+    assert view.changes == before
+    for change in (advert("A", sequence=3, state="joining"), advert("A", (0, 4), sequence=4), advert("B")):
+        add(view, change)
+        assert view.changes > before
+        before = view.changes
+    view.forget(PeerId("A"))
+    assert view.changes > before
+    before = view.changes
+    view.expire(170.0)
+    assert view.changes > before
+
+
+def test_those_who_fell_silent_are_told_of_the_latest_ones_only() -> None:
+    view = SwarmView()
+    for i in range(5):
+        add(view, advert(f"p{i}", sequence=i))
+        view.forget(PeerId(f"p{i}"))
+    assert view.lost(2) == (Lost(PeerId("p3"), 3), Lost(PeerId("p4"), 4))
+    view.heard(PeerId("p4"))
+    assert [each.peer for each in view.lost(9)] == ["p0", "p1", "p2", "p3"]
+
+
+def test_a_peer_that_others_lost_is_doubted_unless_something_newer_is_known_of_it() -> None:
+    view = SwarmView()
+    add(view, advert("A", sequence=5))
+    assert view.doubted(Lost(PeerId("A"), 5)) == Contact(PeerId("A"), ("/memory/A",))
+    assert view.doubted(Lost(PeerId("A"), 4)) is None
+    assert view.doubted(Lost(PeerId("B"), 9)) is None
+
+
 def test_a_full_table_takes_no_new_peer_but_news_of_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(swarm_view, "ENTRIES_MAX", 2)
     view = SwarmView()
@@ -147,20 +204,18 @@ def test_a_full_table_takes_no_new_peer_but_news_of_known_ones(monkeypatch: pyte
     assert add(view, advert("C"), 120.0)
 
 
-@given(some_adverts, st.sampled_from([None, MODEL, OTHER]), st.integers(0, 8))
+@given(some_adverts, st.sampled_from([None, MODEL, OTHER]))
 @bounded
-def test_adverts_are_passed_on_longest_lived_first_and_within_the_limit(
-    adverts: list[Advert], model: ModelId | None, limit: int
-) -> None:
+def test_adverts_are_passed_on_longest_lived_first(adverts: list[Advert], model: ModelId | None) -> None:
     view = SwarmView()
     for one in adverts:
         add(view, one)
     held = view.adverts(model)
-    passed_on = view.signed(model, limit)
+    passed_on = view.signed(model)
     lives = {signed(a).advert: a.expires_at_s for a in held}
-    assert len(passed_on) == min(limit, len(held))
+    assert len(passed_on) == len(held)
     assert len({s.advert for s in passed_on}) == len(passed_on)
-    assert [lives[s.advert] for s in passed_on] == sorted(lives.values(), reverse=True)[:limit]
+    assert [lives[s.advert] for s in passed_on] == sorted(lives.values(), reverse=True)
 
 
 def test_adverts_are_found_by_model_and_state_in_order_of_peer() -> None:

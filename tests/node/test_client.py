@@ -2,15 +2,17 @@
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
 
+from p2pgrid.core.avoidance import AVOID_S_MIN
 from p2pgrid.engine.executor import InlineExecutor
 from p2pgrid.errors import NoRoute, Overloaded, PeerUnavailable
-from p2pgrid.ids import ModelId, Span
+from p2pgrid.ids import ModelId, PeerId, Span
 from p2pgrid.net.memory_transport import MemoryNetwork
 from p2pgrid.node.client import fetch_description, open_session, wait_for_route
 from p2pgrid.node.peer import Peer
@@ -272,15 +274,44 @@ async def test_patience_with_busy_stages_ends(autojump_clock: trio.abc.Clock) ->
         assert sessions(lives) == [0]
 
 
+async def chosen(client: Peer, scope: str) -> PeerId:
+    """The one stage through which a session of that scope runs."""
+    async with open_session(client, MODEL, LAYERS, Terms(SEEDED, cache_scope=scope)) as session:
+        return session.route[0].peer
+
+
 async def test_scopes_spread_over_equal_replicas_and_each_keeps_to_its_own(autojump_clock: trio.abc.Clock) -> None:
     async with swarm(WHOLE, WHOLE, WHOLE) as (_, client, lives):
-        for _ in range(5):
-            await ask(client, "the same every time")
-        await trio.sleep(1)
-        assert sorted(len(life.stages[0].released) - 1 for life in lives) == [0, 0, 5]
-        for i in range(30):
-            await ask(client, f"scope {i}")
-        assert all(len(life.stages[0].released) > 3 for life in lives)
+        assert len({await chosen(client, "the same every time") for _ in range(5)}) == 1
+        counts = Counter([await chosen(client, f"scope {i}") for i in range(30)])
+        assert set(counts) == {life.peer.transport.peer for life in lives}
+        assert min(counts.values()) > 2
+
+
+async def test_sessions_without_a_scope_spread_over_equal_replicas(autojump_clock: trio.abc.Clock) -> None:
+    async with swarm(WHOLE, WHOLE, WHOLE) as (_, client, lives):
+        counts = Counter([await chosen(client, "") for _ in range(30)])
+        assert set(counts) == {life.peer.transport.peer for life in lives}
+
+
+async def test_a_peer_that_failed_is_left_alone_for_a_while_unless_it_is_the_only_one(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with swarm(FIRST, SECOND, SECOND) as (_, client, lives):
+        failing, other = lives[1].peer.transport.peer, lives[2].peer.transport.peer
+
+        def second_stages(**more: object) -> set[PeerId]:
+            return {client.find_route(MODEL, LAYERS, **more)[1].peer for _ in range(30)}  # type: ignore[arg-type]
+
+        assert second_stages() == {failing, other}
+        client.avoidance.failed(failing, trio.current_time())
+        assert second_stages() == {other}
+        assert second_stages(prefer=[failing]) == {failing}, "it still holds the session"
+        assert second_stages(avoid=[other]) == {failing}, "nobody else is left"
+        client.avoidance.failed(failing, trio.current_time())
+        assert second_stages() == {other}
+        await trio.sleep(AVOID_S_MIN)
+        assert second_stages() == {failing, other}
 
 
 async def test_an_error_in_the_middle_closes_the_session(autojump_clock: trio.abc.Clock) -> None:

@@ -36,9 +36,11 @@ class _Recording(CountedStage):
 @pytest.mark.parametrize("span", SPANS, ids=str)
 async def test_a_sound_stage_passes_and_its_step_is_timed(span: Span, autojump_clock: trio.abc.Clock) -> None:
     stage = _Recording(span)
-    assert await prove_stage(stage, InlineExecutor(0.004)) == pytest.approx(4.0)
-    assert stage.rows_used == {0}
-    assert stage.released == [0]
+    proof = await prove_stage(stage, InlineExecutor(0.004))
+    assert proof.step_ms == pytest.approx(4.0)
+    assert proof.tokens_per_s_max == pytest.approx(stage.rows / 0.004)
+    assert stage.rows_used == {0, 1, 2, 3}
+    assert stage.released == [0, 0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("span", SPANS, ids=str)

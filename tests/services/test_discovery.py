@@ -18,7 +18,8 @@ from p2pgrid.net.memory_transport import MemoryNetwork, MemoryTransport
 from p2pgrid.net.transport import ByteStream
 from p2pgrid.services.discovery import WITHDRAW_S_MAX, Discovery, provider_key
 from p2pgrid.settings import DiscoverySettings
-from p2pgrid.wire.messages import ADVERT_PROTOCOL, Advert, Adverts, Contact, Exchange, SignedAdvert
+from p2pgrid.wire.adverts import ADVERT_PROTOCOL, Advert, Adverts, Exchange, SignedAdvert
+from p2pgrid.wire.messages import Contact
 from p2pgrid.wire.signing import Identity, open_advert
 from tests.net.hostile import assert_survives, payloads
 from tests.net.peers import identity
@@ -236,7 +237,7 @@ async def test_a_dead_peer_is_forgotten_and_gossip_does_not_bring_it_back(autoju
             await member.publish()
         await trio.sleep(3 * TIMES.refresh_s)
         assert a.known == {b.peer, c.peer}
-        stale = a.discovery.view.signed(MODEL, 10)
+        stale = a.discovery.view.signed(MODEL)
         network.kill(c.peer)
         await a.discovery.refresh(MODEL)
         assert a.known == {b.peer}

@@ -14,12 +14,13 @@ from p2pgrid.engine.stage import Stage
 from p2pgrid.engine.toy_stage import ToyStage
 from p2pgrid.ids import Span
 from p2pgrid.sim import world
-from p2pgrid.sim.faults import Fault, Freeze, Kill, Leave
+from p2pgrid.sim.faults import Freeze, Kill, Leave
 from p2pgrid.sim.world import Plan, Report, simulate, undisturbed
 
 FAULT_TO_END_S_MAX = 5.0
 """A request that a fault hits is over, one way or the other, this long after it."""
-KINDS: tuple[type[Fault], ...] = (Kill, Freeze, Leave)
+Loss = Kill | Freeze | Leave
+KINDS: tuple[type[Loss], ...] = (Kill, Freeze, Leave)
 UNROUTED_S_MAX = 30.0
 """A request that was not open yet may try other routes until its patience ends."""
 
@@ -112,7 +113,7 @@ def token_times_s(seed: int) -> tuple[float, ...]:
     return tuple(float(line.split()[0]) for line in trace if " token " in line)
 
 
-def with_fault(seed: int, kind: type[Fault], rng: random.Random) -> Plan:
+def with_fault(seed: int, kind: type[Loss], rng: random.Random) -> Plan:
     times_s = token_times_s(seed)
     at_s = rng.uniform(times_s[1], times_s[-2])
     calm = calm_plan(seed)
@@ -127,14 +128,14 @@ def with_fault(seed: int, kind: type[Fault], rng: random.Random) -> Plan:
 
 @pytest.mark.parametrize("seed", range(14))
 @pytest.mark.parametrize("kind", KINDS)
-def test_losing_a_node_in_mid_answer_ends_requests_or_leaves_them_right(kind: type[Fault], seed: int) -> None:
+def test_losing_a_node_in_mid_answer_ends_requests_or_leaves_them_right(kind: type[Loss], seed: int) -> None:
     plan = with_fault(seed, kind, random.Random(f"{kind.__name__} {seed}"))
     check(simulate(seed, plan), plan)
 
 
 def test_faults_hit_requests_and_spare_others() -> None:
     """Else the test above would show nothing."""
-    ends: set[tuple[type[Fault], bool]] = set()
+    ends: set[tuple[type[Loss], bool]] = set()
     for kind in KINDS:
         for seed in range(2, 5):
             plan = with_fault(seed, kind, random.Random(f"{kind.__name__} {seed}"))
@@ -147,7 +148,7 @@ def test_faults_hit_requests_and_spare_others() -> None:
 def test_several_faults_at_any_time_leave_no_wrong_answer_and_no_row(seed: int) -> None:
     rng = random.Random(f"storm {seed}")
     nodes = rng.randint(3, 7)
-    faults: list[Fault] = [
+    faults: list[Loss] = [
         rng.choice(KINDS)(node, rng.uniform(0, 4.5)) for node in rng.sample(range(nodes), rng.randint(1, 3))
     ]
     plan = Plan(nodes=nodes, layers=rng.choice([6, 12, 17]), requests=2, max_tokens=30, faults=tuple(faults))

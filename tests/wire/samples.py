@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from p2pgrid.ids import ModelId, SessionId, Span
+from p2pgrid.wire import adverts as a
 from p2pgrid.wire import messages as m
 from p2pgrid.wire.signing import Identity
 
@@ -11,7 +12,7 @@ SESSION = SessionId("0123456789abcdef" * 2)
 MODEL = ModelId("ab" * 32)
 ADDRESS = "/ip4/192.0.2.1/tcp/4001"
 
-ADVERT = m.Advert(
+ADVERT = a.Advert(
     peer=IDENTITY.peer,
     addresses=(ADDRESS,),
     model=MODEL,
@@ -25,8 +26,17 @@ ADVERT = m.Advert(
     sessions_free=8,
     model_name="m",
     agent="a",
+    moving_to=Span(10, 20),
+    since_s=1.4e9,
+    queue_ms=0.5,
+    positions_free=4096,
+    delays_ms={IDENTITY.peer: 12.5},
+    tokens_per_s=40.0,
+    tokens_per_s_max=200.0,
+    canary_at_s=1.45e9,
 )
 SIGNED = IDENTITY.sign_advert(ADVERT)
+LOST = a.Lost(IDENTITY.peer, 7)
 ROUTE = (m.Hop(IDENTITY.peer, Span(0, 10), (ADDRESS,)), m.Hop(IDENTITY.peer, Span(10, 30)))
 OPEN = m.Open(
     SESSION,
@@ -59,7 +69,10 @@ LINK_MESSAGES: tuple[m.LinkMessage, ...] = (
     m.Failed(SESSION, 1, 1, "x"),
     m.Close(SESSION),
 )
-ADVERT_MESSAGES: tuple[m.AdvertMessage, ...] = (m.Exchange(MODEL, (SIGNED,)), m.Adverts((SIGNED,)))
+ADVERT_MESSAGES: tuple[a.AdvertMessage, ...] = (
+    a.Exchange(MODEL, (SIGNED,), bytes(range(16)), (LOST,)),
+    a.Adverts((SIGNED,), (LOST,)),
+)
 BLOB_MESSAGES: tuple[m.BlobMessage, ...] = (
     m.BlobRequest("cd" * 32, 2**40, 1024 * 1024),
     m.BlobPiece(3, b"abc"),
@@ -71,7 +84,7 @@ DIRECT_MESSAGES: tuple[m.DirectMessage, ...] = (
 )
 PROTOCOLS = (
     (m.LinkMessage, LINK_MESSAGES),
-    (m.AdvertMessage, ADVERT_MESSAGES),
+    (a.AdvertMessage, ADVERT_MESSAGES),
     (m.BlobMessage, BLOB_MESSAGES),
     (m.DirectMessage, DIRECT_MESSAGES),
 )

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from p2pgrid.errors import PeerMisbehaved
 from p2pgrid.ids import Span
+from p2pgrid.wire.adverts import AdvertMessage
 from p2pgrid.wire.codec import FRAME_BYTES_MAX, HEADER, FrameBuffer, decode, encode, frame
 from p2pgrid.wire.messages import (
     BLOB_PIECE_BYTES_MAX,
     ROUTE_HOPS_MAX,
-    AdvertMessage,
     BlobMessage,
     BlobPiece,
     DirectMessage,

@@ -7,21 +7,24 @@ import pytest
 from p2pgrid.errors import PeerMisbehaved
 from p2pgrid.ids import Span
 from p2pgrid.net.exchange import EXCHANGE_BYTES_MAX
-from p2pgrid.wire.codec import decode, encode, frame
-from p2pgrid.wire.messages import (
+from p2pgrid.wire.adverts import (
     ADVERT_BYTES_MAX,
     ADVERTS_PER_MESSAGE_MAX,
-    BLOB_PIECE_BYTES_MAX,
-    ROUTE_HOPS_MAX,
-    TOKENS_PER_STEP_MAX,
+    DELAYS_MAX,
+    LOST_MAX,
+    Advert,
     Adverts,
     SignedAdvert,
 )
-from tests.wire.samples import ADVERT_MESSAGES, BLOB_MESSAGES, OPEN, PROTOCOLS
+from p2pgrid.wire.codec import decode, encode, frame
+from p2pgrid.wire.messages import ADDRESSES_MAX, BLOB_PIECE_BYTES_MAX, ROUTE_HOPS_MAX, TOKENS_PER_STEP_MAX
+from p2pgrid.wire.signing import Identity
+from tests.wire.samples import ADVERT, ADVERT_MESSAGES, BLOB_MESSAGES, OPEN, PROTOCOLS
 
 SAMPLES = {type(message).__name__: (protocol, message) for protocol, messages in PROTOCOLS for message in messages}
 HOP = msgpack.unpackb(encode(OPEN))["route"][0]
 SIGNED = msgpack.unpackb(encode(ADVERT_MESSAGES[1]))["adverts"][0]
+LOST_PEER = msgpack.unpackb(encode(ADVERT_MESSAGES[1]))["lost"][0]
 
 
 def with_field(kind: str, field: str, value: Any) -> Any:
@@ -69,6 +72,9 @@ LIMITS: list[tuple[str, str, Any, Any]] = [
         [SIGNED | {"advert": bytes(ADVERT_BYTES_MAX + 1)}],
     ),
     ("Adverts", "adverts", [SIGNED | {"signature": bytes(64)}], [SIGNED | {"signature": bytes(63)}]),
+    ("Exchange", "known", bytes(8 * ADVERTS_PER_MESSAGE_MAX), bytes(8 * ADVERTS_PER_MESSAGE_MAX + 1)),
+    ("Exchange", "lost", [LOST_PEER] * LOST_MAX, [LOST_PEER] * (LOST_MAX + 1)),
+    ("Adverts", "lost", [LOST_PEER | {"sequence": 2**63 - 1}], [LOST_PEER | {"sequence": -1}]),
     ("BlobRequest", "offset", 2**63 - 1, 2**63),
     ("BlobRequest", "nbytes", BLOB_PIECE_BYTES_MAX, BLOB_PIECE_BYTES_MAX + 1),
     ("BlobRequest", "nbytes", 1, 0),
@@ -111,6 +117,46 @@ def test_a_message_of_one_protocol_is_refused_by_another() -> None:
 def test_an_answer_full_of_the_largest_adverts_fits_into_one_exchange() -> None:
     largest = SignedAdvert(bytes(ADVERT_BYTES_MAX), bytes(32), bytes(64))
     assert len(frame(Adverts((largest,) * ADVERTS_PER_MESSAGE_MAX))) <= EXCHANGE_BYTES_MAX
+
+
+ADVERT_LIMITS: list[tuple[str, Any, Any]] = [
+    ("moving_to", [0, 30], [30, 30]),
+    ("since_s", 1e12, -1.0),
+    ("queue_ms", 1e9, float("inf")),
+    ("positions_free", 2**31 - 1, 2**31),
+    ("delays_ms", {"1" * 40: 0.0}, {"0" * 40: 0.0}),
+    ("delays_ms", {"1" * 40: 0.0}, {"1" * 40: -1.0}),
+    (
+        "delays_ms",
+        {"1" * (40 + i): 1.0 for i in range(DELAYS_MAX)},
+        {"1" * (40 + i): 1.0 for i in range(DELAYS_MAX + 1)},
+    ),
+    ("tokens_per_s", 0.0, -1.0),
+    ("tokens_per_s_max", 1e9, 2e9),
+    ("canary_at_s", 0.0, float("nan")),
+]
+
+
+@pytest.mark.parametrize(("field", "allowed", "refused"), ADVERT_LIMITS, ids=[field for field, *_ in ADVERT_LIMITS])
+def test_a_limit_of_an_advert_holds_at_its_edge(field: str, allowed: Any, refused: Any) -> None:
+    plain = msgpack.unpackb(encode(ADVERT))
+    decode(msgpack.packb(plain | {field: allowed}), Advert)
+    with pytest.raises(PeerMisbehaved):
+        decode(msgpack.packb(plain | {field: refused}), Advert)
+
+
+def test_an_advert_of_a_peer_that_says_no_more_than_it_must_is_understood() -> None:
+    plain = msgpack.unpackb(encode(ADVERT))
+    required = {field.name for field in msgspec.structs.fields(Advert) if field.required}
+    bare: Advert = decode(msgpack.packb({name: plain[name] for name in required}), Advert)
+    assert (bare.span, bare.since_s, bare.delays_ms, bare.moving_to) == (ADVERT.span, 0.0, {}, None)
+
+
+def test_an_advert_of_a_node_with_many_addresses_and_neighbours_is_within_the_limit() -> None:
+    neighbours = {Identity(bytes([i]) * 32).peer: 123.456789 for i in range(DELAYS_MAX)}
+    addresses = (f"/ip6/2001:db8:1234:5678:9abc:def0:1234:5678/tcp/65535/p2p/{ADVERT.peer}",) * ADDRESSES_MAX
+    full = msgspec.structs.replace(ADVERT, addresses=addresses, delays_ms=neighbours, model_name="m" * 500)
+    assert len(encode(full)) <= ADVERT_BYTES_MAX
 
 
 def test_a_span_is_two_numbers_on_the_wire() -> None:

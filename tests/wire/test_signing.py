@@ -7,8 +7,8 @@ from libp2p.peer.id import ID
 
 from p2pgrid.errors import PeerMisbehaved
 from p2pgrid.ids import Span
+from p2pgrid.wire.adverts import SignedAdvert
 from p2pgrid.wire.codec import encode
-from p2pgrid.wire.messages import SignedAdvert
 from p2pgrid.wire.signing import Identity, open_advert, peer_id_of
 from tests.wire.samples import ADVERT, IDENTITY, SIGNED
 
@@ -40,9 +40,10 @@ def test_an_advert_in_another_peers_name_is_refused() -> None:
 
 
 def test_an_advert_for_layers_beyond_the_model_is_refused() -> None:
-    beyond = msgspec.structs.replace(ADVERT, span=Span(20, 31))
-    with pytest.raises(PeerMisbehaved, match="layers that the model does not have"):
-        open_advert(IDENTITY.sign_advert(beyond))
+    for beyond in ({"span": Span(20, 31)}, {"moving_to": Span(20, 31)}):
+        advert = msgspec.structs.replace(ADVERT, **beyond)
+        with pytest.raises(PeerMisbehaved, match="layers that the model does not have"):
+            open_advert(IDENTITY.sign_advert(advert))
 
 
 def test_a_signature_over_something_else_does_not_pass_for_an_advert() -> None:

@@ -24,6 +24,7 @@ RECORD_S = 600.0
 KEYS_MAX = 4096
 QUERY_S_MAX = 2.0
 LOOKUP_S_MAX = 4.0
+LINGER_S = 1.0
 ADDRESSES_MAX = 16
 UPKEEP_S = 30.0
 
@@ -62,21 +63,31 @@ class Dht:
         """Who is written there, ourselves left out. Raises BadInput.
 
         libp2p's own lookup answers from what it found before, for up to two days, and passes it on as if it
-        were a record; so the peers nearest to the key are asked one by one here, and nothing is kept.
+        were a record; so the peers nearest to the key are asked one by one here, and nothing is kept. Those that we
+        know are asked while nearer ones are looked for, because one that hangs holds up libp2p's search; once some
+        peer has named providers, the others have a moment more.
         """
         name = _encode(key)
         self._forget_old()
         found: dict[ID, set[str]] = {}
         self._collect(found, self.service.provider_store.get_providers(name))
+        asked = {self._own_id}
 
         async def ask(peer: ID) -> None:
+            if peer in asked:
+                return
+            asked.add(peer)
             with trio.move_on_after(QUERY_S_MAX):
                 store = self.service.provider_store
                 providers, _ = await store._get_providers_from_peer_with_closers(peer, name)
                 self._collect(found, providers)
+                if providers:
+                    lookup.deadline = min(lookup.deadline, trio.current_time() + LINGER_S)
 
-        with trio.move_on_after(LOOKUP_S_MAX):
+        with trio.move_on_after(LOOKUP_S_MAX) as lookup:
             async with trio.open_nursery() as queries:
+                for peer in self.service.routing_table.find_local_closest_peers(name):
+                    queries.start_soon(ask, peer)
                 for peer in await self._nearest(name):
                     queries.start_soon(ask, peer)
         return [

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 import trio
 
 from p2pgrid.core.batching import BATCH_ROWS_MAX, Scheduler, Waiting
+from p2pgrid.core.load import Load
 from p2pgrid.core.stage_session import Ignore, Refuse, Run
 from p2pgrid.core.wire_choice import choose_form
-from p2pgrid.engine.run_step import StepOut
+from p2pgrid.engine.run_step import StepOut, TokenOut
 from p2pgrid.engine.stage import Executor, Stage
 from p2pgrid.engine.turns import Turn
 from p2pgrid.errors import LocalFault, PeerMisbehaved, PeerUnavailable
@@ -50,6 +51,7 @@ class StageLoop:
         self._work = trio.Event()
         self._busy = False
         """`run` waits for its turn, or computes."""
+        self.load = Load(trio.current_time())
 
     def enter(self, seat: Seat) -> None:
         seat.entered = True
@@ -216,6 +218,8 @@ class StageLoop:
     def _finish(self, batch: Sequence[Ready], outcome: Outcome, turn: Turn) -> None:
         results, took_s = outcome
         turn.computed(joining=not batch[0].alone)  # decode steps may join others; a prefill step runs alone
+        tokens = 0 if batch[0].alone else sum(not ready.queued.step.draft for ready in batch)
+        self.load.ran(tokens, took_s, trio.current_time())
         self._pass_on([self._done(*done, took_s) for done in zip(batch, results, strict=True)])
 
     def _done(self, ready: Ready, result: StepOut | LocalFault, took_s: float) -> _Said:
@@ -228,6 +232,8 @@ class StageLoop:
         if isinstance(result, LocalFault):
             self._fail(seat, str(result))
             return seat, []
+        if isinstance(result, TokenOut):
+            self.load.sampled(trio.current_time())
         machine = seat.machine
         machine.computed(step.position, ready.tokens.tolist())
         if machine.drafter is not None and step.want == "token" and len(ready.tokens) == 1:

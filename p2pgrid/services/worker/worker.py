@@ -6,6 +6,7 @@ import structlog
 import trio
 
 from p2pgrid.core.kv_budget import KvBudget
+from p2pgrid.core.load import Load
 from p2pgrid.core.stage_session import StageSession, check_route
 from p2pgrid.engine.stage import Executor, Stage
 from p2pgrid.errors import LocalFault, PeerMisbehaved, PeerUnavailable
@@ -67,6 +68,15 @@ class Worker:
     def sessions_free(self) -> int:
         ordinary = min(SESSION_POSITIONS, self._stage.context_max) * self._stage.position_bytes
         return 0 if self._draining else min(len(self._free_rows), self._budget.cache_room // ordinary)
+
+    @property
+    def positions_free(self) -> int:
+        """Token positions for which new sessions can reserve room."""
+        return 0 if self._draining else self._budget.cache_room // self._stage.position_bytes
+
+    @property
+    def load(self) -> Load:
+        return self._loop.load
 
     @property
     def sessions_open(self) -> int:
