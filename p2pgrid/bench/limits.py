@@ -17,7 +17,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from p2pgrid.checkpoints.blocks import BLOCK
-from p2pgrid.engine.graph import IR_VERSION, MS, OPSET
+from p2pgrid.engine.kernels import IR_VERSION, MS, OPSET
 from p2pgrid.errors import LocalFault
 from p2pgrid.wire.tensors import Floats
 

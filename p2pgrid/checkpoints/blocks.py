@@ -58,11 +58,21 @@ class Blocks:
             None if self.offsets is None else self.offsets[index],
         )
 
+    def widened(self) -> "Blocks":
+        """The same weights with codes of 8 bits, exactly."""
+        if self.bits == 8:
+            return self
+        return Blocks(8, self._one_a_byte() + np.uint8(128 - 8), self.scales, self.zeros, self.offsets)
+
+    def _one_a_byte(self) -> Bytes:
+        """Codes `[outputs, inputs / 32, 32]`."""
+        if self.bits == 8:
+            return self.codes
+        return np.stack((self.codes & 15, self.codes >> 4), axis=-1).reshape(*self.scales.shape, BLOCK)
+
     def dequantize(self) -> Floats:
         """`[outputs, inputs]` float32."""
-        codes = self.codes
-        if self.bits == 4:
-            codes = np.stack((codes & 15, codes >> 4), axis=-1).reshape(*self.scales.shape, BLOCK)
+        codes = self._one_a_byte()
         zeros = np.float32(2 ** (self.bits - 1)) if self.zeros is None else self.zeros[..., None]
         weights = (codes.astype(np.float32) - zeros) * self.scales[..., None]
         if self.offsets is not None:

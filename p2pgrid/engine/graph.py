@@ -23,13 +23,10 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from p2pgrid.checkpoints.blocks import BLOCK, Blocks, Matrix, stack
 from p2pgrid.checkpoints.gguf_import import ROPE_FACTORS
 from p2pgrid.checkpoints.weights import SpanWeights
+from p2pgrid.engine.kernels import IR_VERSION, MS, OPSET, rows_agree
 from p2pgrid.errors import LocalFault
 from p2pgrid.wire.manifest import Manifest
 from p2pgrid.wire.tensors import Floats
-
-MS = "com.microsoft"
-OPSET = 21
-IR_VERSION = 10
 
 _ARRAYS = "arrays"
 _ALIGNMENT = 64
@@ -211,6 +208,8 @@ class _Builder:
         return self._node("Concat", pieces, out, axis=-1)
 
     def _blocks(self, x: str, matrix: Blocks, out: str) -> str:
+        if not rows_agree(matrix.bits):
+            matrix = matrix.widened()  # as quick on such machines, for more memory; see docs/decisions/0022
         outputs, inputs = matrix.shape
         operands = [x, self._array(f"{out}.codes", matrix.codes), self._array(f"{out}.scales", matrix.scales)]
         if matrix.zeros is not None:

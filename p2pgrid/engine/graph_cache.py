@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from p2pgrid.engine.ort_session import VERSION
+from p2pgrid.engine.ort_session import VERSION, processor
 from p2pgrid.ids import Span
 from p2pgrid.wire.manifest import Manifest
 
@@ -41,7 +41,7 @@ class _Checks(msgspec.Struct, frozen=True):
 
 def graph_key(manifest: Manifest, span: Span, slab_positions: int) -> str:
     """A digest over everything that the graph of a span follows from."""
-    facts = (hashlib.sha256(manifest.to_bytes()).hexdigest(), span, slab_positions, VERSION)
+    facts = (hashlib.sha256(manifest.to_bytes()).hexdigest(), span, slab_positions, VERSION, processor())
     return hashlib.sha256(msgspec.json.encode((*facts, _builder()))).hexdigest()
 
 
@@ -132,5 +132,5 @@ def _nbytes(entry: Path) -> int:
 def _builder() -> str:
     """A digest of the source that graphs are built by, so that no change to it can leave an old graph in use."""
     engine = Path(__file__).parent
-    sources = [engine / "graph.py", *sorted((engine.parent / "checkpoints").glob("*.py"))]
+    sources = [engine / "graph.py", engine / "kernels.py", *sorted((engine.parent / "checkpoints").glob("*.py"))]
     return hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()

@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+import platform
+from functools import cache
 from pathlib import Path
 
 import onnxruntime
@@ -25,6 +27,17 @@ FAILURES = (  # what the runtime raises, of its own and of its language
     RuntimeError,
     MemoryError,
 )
+
+
+@cache
+def processor() -> str:
+    """What the choice of kernels follows from: the instructions that this machine's processor knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    known = {line for line in lines if line.startswith(("flags", "Features"))}
+    return " ".join((platform.machine(), platform.processor(), *sorted(known)))
 
 
 def threads_for(wanted: int) -> int:

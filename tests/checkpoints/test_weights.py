@@ -26,6 +26,15 @@ def matrix(kind: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return data.reshape(-1), gguf.dequantize(data, gguf.GGMLQuantizationType[kind])
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_widened_codes_are_the_same_weights(kind: str) -> None:
+    data, values = matrix(kind)
+    found = decode(data, kind, values.shape, "a matrix")
+    assert isinstance(found, Blocks)
+    assert found.widened().bits == 8
+    assert np.array_equal(found.widened().dequantize(), found.dequantize())
+
+
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
 def test_float_types_become_float32_exactly(kind: str) -> None:
     data, values = matrix(kind)
