@@ -6,7 +6,7 @@ import trio
 from p2pgrid.core.generation import Generation
 from p2pgrid.core.health import canary_is_due
 from p2pgrid.core.text import TextStream
-from p2pgrid.errors import P2pgridError, PeerUnavailable
+from p2pgrid.errors import NoRoute, P2pgridError, PeerUnavailable
 from p2pgrid.ids import ModelId
 from p2pgrid.node.answer import generate
 from p2pgrid.node.client import open_session
@@ -48,12 +48,9 @@ class Canary:
         peer = self._peer
         while True:
             await trio.sleep(peer.rng.uniform(*LOOK_S))
-            adverts = [*peer.view.adverts(self._model)]
-            busy = peer.worker is None or peer.worker.sessions_open > 0
-            if busy or not canary_is_due(adverts, peer.transport.peer, peer.discovery.now_s(), self.seen_at_s):
+            if not self._is_due():
                 continue
             try:
-                peer.find_route(self._model, self._layers)  # if there is none yet, waiting for one is not our business
                 await send_canary(peer, self._model, self._layers)
             except P2pgridError as error:
                 log.debug("no canary token came through", error=str(error))
@@ -61,6 +58,19 @@ class Canary:
                 continue
             self.seen_at_s = peer.discovery.now_s()
             peer.discovery.renew()
+
+    def _is_due(self) -> bool:
+        """Whether it is our turn, we are not busy, and there is a route: to wait for one is not our business."""
+        peer = self._peer
+        adverts = peer.view.adverts(self._model)
+        if peer.worker is None or peer.worker.sessions_open:
+            return False
+        if not canary_is_due(adverts, peer.transport.peer, peer.discovery.now_s(), self.seen_at_s):
+            return False
+        try:
+            return bool(peer.find_route(self._model, self._layers))
+        except NoRoute:
+            return False
 
 
 def _nothing(token: int) -> bytes:

@@ -56,15 +56,15 @@ async def wait_for_route(peer: Peer, model: ModelId, layers: int, avoid: Collect
 
     def look() -> tuple[Hop, ...] | None:
         try:
-            return find_route(peer.view.adverts(model), layers, avoid)
+            return find_route(peer.adverts(model), layers, avoid)
         except NoRoute:
             return None
 
     await peer.discovery.wait_until(model, lambda: look() is not None, peer.settings.find_route_s_max)
     route = look()
     if route is None:
-        serving = peer.view.adverts(model, "serving")
-        raise NoRoute(explain_no_route([a for a in serving if a.peer not in avoid], layers))
+        serving = [a for a in peer.adverts(model) if a.state == "serving" and a.peer not in avoid]
+        raise NoRoute(explain_no_route(serving, layers))
     return route
 
 

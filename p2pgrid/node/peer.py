@@ -47,6 +47,12 @@ class Peer:
     def view(self) -> SwarmView:
         return self.discovery.view
 
+    def adverts(self, model: ModelId) -> list[Advert]:
+        """Of all nodes of `model` that we know, and of ourselves if we are one."""
+        own = self.discovery.own_advert()
+        ours = [own[0]] if own is not None and own[0].model == model else []
+        return [*self.view.adverts(model), *ours]
+
     def find_route(
         self,
         model: ModelId,
@@ -63,11 +69,12 @@ class Peer:
         kept fresh. Raises NoRoute.
         """
         self.discovery.interests.add(model)
+        adverts = self.adverts(model)
         find = partial(
             find_route,
-            self.view.adverts(model),
+            adverts,
             layers,
-            spread_ms=self._spread_ms(self.view.adverts(model), scope),
+            spread_ms=self._spread_ms(adverts, scope),
             prefer=prefer,
             positions=positions,
             now_s=self.discovery.now_s(),

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
 import pytest
@@ -14,11 +14,12 @@ from p2pgrid.core.swarm_view import SwarmView
 from p2pgrid.errors import PeerError
 from p2pgrid.ids import PeerId, Span
 from p2pgrid.net.exchange import answer, ask
+from p2pgrid.net.memory_stream import MemoryStream
 from p2pgrid.net.memory_transport import MemoryNetwork, MemoryTransport
 from p2pgrid.net.transport import ByteStream
-from p2pgrid.services.discovery import WITHDRAW_S_MAX, Discovery, provider_key
+from p2pgrid.services.discovery import DOUBT_S, EARLY_PAUSE_S, WITHDRAW_S_MAX, Discovery, provider_key
 from p2pgrid.settings import DiscoverySettings
-from p2pgrid.wire.adverts import ADVERT_PROTOCOL, Advert, Adverts, Exchange, SignedAdvert
+from p2pgrid.wire.adverts import ADVERT_PROTOCOL, Advert, Adverts, Exchange, Lost, SignedAdvert
 from p2pgrid.wire.messages import Contact
 from p2pgrid.wire.signing import Identity, open_advert
 from tests.net.hostile import assert_survives, payloads
@@ -56,10 +57,13 @@ class Member:
 
 
 @asynccontextmanager
-async def joined(network: MemoryNetwork, number: int) -> AsyncIterator[Member]:
+async def joined(
+    network: MemoryNetwork, number: int, has_link: Callable[[PeerId], bool] = lambda peer: False
+) -> AsyncIterator[Member]:
     own = identity(number)
     async with network.open(own) as transport, trio.open_nursery() as tasks:
-        discovery = Discovery(transport, SwarmView(), TIMES, identity=own, wall=wall, rng=random.Random(number))
+        rng = random.Random(number)
+        discovery = Discovery(transport, SwarmView(), TIMES, identity=own, wall=wall, rng=rng, has_link=has_link)
         await tasks.start(discovery.run)
         yield Member(own, transport, discovery)
         tasks.cancel_scope.cancel()
@@ -71,6 +75,14 @@ class LossyTable(MemoryNetwork):
     def __init__(self) -> None:
         super().__init__(random.Random(1))
         self.dropped: set[PeerId] = set()
+        self._dialled: list[tuple[PeerId, PeerId, float]] = []
+
+    async def connect(self, dialler: MemoryTransport, peer: PeerId, protocol: str) -> MemoryStream:
+        self._dialled.append((dialler.peer, peer, trio.current_time()))
+        return await super().connect(dialler, peer, protocol)
+
+    def dials(self, dialler: PeerId, peer: PeerId, since_s: float) -> int:
+        return sum((a, b) == (dialler, peer) and at_s >= since_s for a, b, at_s in self._dialled)
 
     def write_record(self, key: str, contact: Contact) -> None:
         if contact.peer not in self.dropped:
@@ -286,6 +298,100 @@ async def test_an_advert_is_dropped_when_it_expires(autojump_clock: trio.abc.Clo
         assert a.known == set()
         await ask(transport, contact, ADVERT_PROTOCOL, bring, Adverts, deadline_s=3)
         assert a.known == set(), "an expired advert does not come back"
+
+
+async def test_all_of_many_learn_of_a_death_that_few_could_notice(autojump_clock: trio.abc.Clock) -> None:
+    """More peers than are asked in one round: who notices tells others, and they look for themselves."""
+    network = LossyTable()
+    async with AsyncExitStack() as stack:
+        members = [await stack.enter_async_context(joined(network, number)) for number in range(30)]
+        for member in members:
+            await member.publish()
+        await trio.sleep(6 * TIMES.refresh_s)
+        dead = members[7]
+        others = [member for member in members if member is not dead]
+        assert all(dead.peer in member.known for member in others)
+        network.kill(dead.peer)
+        died_s = trio.current_time()
+        while any(dead.peer in member.known for member in others):
+            await trio.sleep(0.1)
+            assert trio.current_time() - died_s < 4.0
+        assert all(len(member.known) == 28 for member in others), "and of nobody else"
+
+
+async def test_who_is_said_to_be_lost_is_asked_and_stays_when_it_answers(autojump_clock: trio.abc.Clock) -> None:
+    network = LossyTable()
+    async with joined(network, 1) as a, joined(network, 2) as b, network.open(LIAR) as liar:
+        await a.publish()
+        await b.publish()
+        await trio.sleep(2 * TIMES.refresh_s)
+        assert a.known == {b.peer}
+        await trio.sleep(DOUBT_S)
+        told_s = trio.current_time()
+        for _ in range(50):
+            lost = (Lost(b.peer, a.advert_of(b).sequence),)
+            await ask(liar, a.contact, ADVERT_PROTOCOL, Exchange(lost=lost), Adverts, deadline_s=3)
+            assert a.known == {b.peer}
+            await trio.sleep(0.05)
+        assert network.dials(a.peer, b.peer, since_s=told_s) <= 1 + 2.5 / DOUBT_S + 1, "it is not asked each time"
+
+
+async def test_a_peer_whose_link_broke_is_known_again_at_once_when_it_lives(autojump_clock: trio.abc.Clock) -> None:
+    network = LossyTable()
+    async with joined(network, 1) as a, joined(network, 2) as b:
+        await a.publish()
+        await b.publish()
+        await trio.sleep(2 * TIMES.refresh_s)
+        a.discovery.lost(b.peer)
+        assert a.known == set()
+        await trio.sleep(EARLY_PAUSE_S[1] + 0.1)
+        assert a.known == {b.peer}
+
+
+async def test_a_peer_with_whom_a_link_stands_is_not_forgotten_for_a_missed_exchange(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    network = LossyTable()
+    async with joined(network, 1, has_link=lambda peer: True) as a, joined(network, 2) as b:
+        await a.publish()
+        await b.publish()
+        await trio.sleep(2 * TIMES.refresh_s)
+        network.freeze(b.peer, True)
+        await trio.sleep(3 * TIMES.refresh_s)
+        assert a.known == {b.peer}
+
+
+async def test_an_answer_has_only_what_the_asker_does_not_know(autojump_clock: trio.abc.Clock) -> None:
+    network = LossyTable()
+    async with joined(network, 1) as a, joined(network, 2) as b, joined(network, 3) as c, network.open(LIAR) as asker:
+        for member in (a, b, c):
+            await member.publish()
+        await trio.sleep(2 * TIMES.refresh_s)
+
+        async def told(known: bytes) -> set[PeerId]:
+            request = Exchange(model=MODEL, known=known)
+            reply: Adverts = await ask(asker, a.contact, ADVERT_PROTOCOL, request, Adverts, deadline_s=3)
+            return {open_advert(signed).peer for signed in reply.adverts}
+
+        assert await told(b"") == {a.peer, b.peer, c.peer}
+        tags = a.discovery.view.tags(MODEL, 99)
+        assert await told(tags) == {a.peer}
+        await b.discovery.publish(lambda: serving_advert(b.peer, Span(0, 5)))
+        assert await told(tags) == {a.peer, b.peer}, "news of a peer that was known"
+
+
+async def test_what_changed_in_our_load_is_heard_by_whoever_asks_next(autojump_clock: trio.abc.Clock) -> None:
+    network = LossyTable()
+    queue_ms = 1.0
+    async with joined(network, 1) as a, joined(network, 2) as b:
+        await a.publish()
+        await b.discovery.publish(lambda: serving_advert(b.peer, queue_ms=queue_ms))
+        queue_ms = 7.0
+        await a.discovery.refresh(MODEL)
+        assert a.advert_of(b).queue_ms == 1.0
+        b.discovery.renew()
+        await a.discovery.refresh(MODEL)
+        assert a.advert_of(b).queue_ms == 7.0
 
 
 # ── liars ────────────────────────────────────────────────────────────────────────────────────────────────
