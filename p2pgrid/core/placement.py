@@ -15,19 +15,22 @@ WEIGHTS_OVERHEAD = 1.4
 def choose_span(layers: int, span_max: int, taken: Sequence[Span]) -> Span:
     """The span that helps most, of at most `span_max` layers.
 
-    Takes the longest range of layers held by the fewest nodes, from its start. It ends where another span
-    starts or ends, if one does within reach, because stages can only be joined there. It overlaps no span by
-    half: as long as spans are apart or one inside the other, a model that is covered has a route, whoever leaves.
+    Of the longest range of layers held by the fewest nodes it has the beginning, and as much as it can. While layers
+    are missing it has none besides; later it reaches over others as far as memory goes, because every stage less in
+    a route is a way less for each token. It ends where another span starts or ends, if one does within reach, because
+    stages can only be joined there. It overlaps no span by half: as long as spans are apart or one inside the other,
+    a model that is covered has a route, whoever leaves.
     """
     counts = replicas(taken, layers)
     worst = max(runs(counts, min(counts)), key=lambda run: (len(run), -run.start))
-    reach = min(worst.start + span_max, layers)
-    if reach >= worst.stop and min(counts) == 0:
+    reach = Span(worst.start, min(worst.start + span_max, layers))
+    if reach.stop >= worst.stop and min(counts) == 0:
         return worst
-    edges = {edge for span in taken for edge in (span.start, span.stop)} | {layers}
-    within = [Span(worst.start, edge) for edge in edges if worst.start < edge <= reach]
-    clean = [span for span in within if not any(_overlap_by_half(span, other) for other in taken)]
-    return max(clean, default=Span(worst.start, reach))
+    edges = {edge for span in taken for edge in (span.start, span.stop)} | {0, layers}
+    starts = [edge for edge in edges if edge <= worst.start and min(counts) > 0] + [worst.start]
+    spans = [Span(start, stop) for start in starts for stop in edges if worst.start < stop <= start + span_max]
+    clean = [span for span in spans if not any(_overlap_by_half(span, other) for other in taken)]
+    return max(clean, default=reach, key=lambda span: (min(span.stop, worst.stop), len(span), span))
 
 
 def _overlap_by_half(a: Span, b: Span) -> bool:

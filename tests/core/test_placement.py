@@ -36,17 +36,25 @@ def has_route(spans: list[Span], layers: int) -> bool:
 
 
 @given(sizes, any_spans)
+@example(12, [Span(0, 6), Span(0, 6), Span(6, 12)])
 @bounded
-def test_a_span_stays_within_the_model_and_the_memory_and_starts_where_help_is_needed_most(
+def test_a_span_stays_within_the_model_and_the_memory_and_has_the_layers_where_help_is_needed_most(
     span_max: int, taken: list[Span]
 ) -> None:
     span = choose_span(LAYERS, span_max, taken)
     counts = replicas(taken, LAYERS)
     assert len(span) <= span_max
     assert span.stop <= LAYERS
-    assert counts[span.start] == min(counts)
-    longest = max(len(run) for run in runs(counts, min(counts)))
-    assert len(next(run for run in runs(counts, min(counts)) if run.start == span.start)) == longest
+    longest = max(runs(counts, min(counts)), key=lambda run: (len(run), -run.start))
+    assert longest.start in span
+
+
+def test_a_node_takes_as_much_as_it_can_once_nothing_is_missing() -> None:
+    thirds = [Span(0, 4), Span(4, 8), Span(8, 12)]
+    assert choose_span(LAYERS, 4, [*thirds, Span(0, 4)]) == Span(4, 8)
+    assert choose_span(LAYERS, 8, [*thirds, Span(0, 4)]) == Span(4, 12)
+    assert choose_span(LAYERS, 12, [*thirds, Span(0, 4)]) == Span(0, 12)
+    assert choose_span(LAYERS, 12, [Span(0, 4), Span(8, 12)]) == Span(4, 8), "none besides the missing ones"
 
 
 @given(sizes, any_spans)

@@ -26,7 +26,7 @@ def is_even(spans: list[Span], layers: int) -> bool:
 def test_a_hundred_nodes_that_join_in_a_storm_settle_and_stay() -> None:
     rng = random.Random(6)
     sizes = [rng.randint(4, 12) for _ in range(100)]
-    plan = Plan(nodes=100, layers=30, span_maxes=sizes, settle_s=70.0, requests=2, prompt_tokens=4, max_tokens=4)
+    plan = Plan(nodes=100, layers=30, span_maxes=sizes, settle_s=66.0, requests=2, prompt_tokens=4, max_tokens=4)
     report = simulate(6, plan)
     assert len(spans_of(report)) == 100
     assert all(len(span) <= size for span, size in zip(spans_of(report), sizes, strict=True))
