@@ -19,7 +19,7 @@ from cyclopts import App
 from rich.console import Console
 
 from p2pgrid.cli.app import app
-from p2pgrid.wire import messages
+from p2pgrid.wire import messages, transfer_messages
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "p2pgrid"
@@ -27,11 +27,12 @@ PROTOCOL_PAGES = ROOT / "docs" / "protocols"
 MODULE_LINES_MAX = 320
 FUNCTION_LINES_MAX = 75
 BROAD_EXCEPTS_MAX = 8
+MESSAGE_MODULES = (messages.__name__, transfer_messages.__name__)
 PROTOCOLS: dict[str, Any] = {
     messages.STAGE_PROTOCOL: messages.LinkMessage,
     messages.ADVERT_PROTOCOL: messages.AdvertMessage,
-    messages.BLOB_PROTOCOL: messages.BlobMessage,
-    messages.DIRECT_PROTOCOL: messages.DirectMessage,
+    transfer_messages.BLOB_PROTOCOL: transfer_messages.BlobMessage,
+    transfer_messages.DIRECT_PROTOCOL: transfer_messages.DirectMessage,
 }
 
 
@@ -176,7 +177,8 @@ def _page(protocol: str) -> Path:
 
 
 def test_every_protocol_has_a_page_and_every_page_a_protocol() -> None:
-    declared = {value for name, value in vars(messages).items() if name.endswith("_PROTOCOL")}
+    found = {**vars(messages), **vars(transfer_messages)}
+    declared = {value for name, value in found.items() if name.endswith("_PROTOCOL")}
     assert declared == set(PROTOCOLS)
     pages = {path for path in PROTOCOL_PAGES.glob("*.md") if path.name != "README.md"}
     assert pages == {_page(protocol) for protocol in declared}
@@ -185,8 +187,8 @@ def test_every_protocol_has_a_page_and_every_page_a_protocol() -> None:
 
 
 def _structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
-    """The structs of `messages` in a type, and those in their fields."""
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__module__ == messages.__name__:
+    """The structs of our messages in a type, and those in their fields."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__module__ in MESSAGE_MODULES:
         yield kind
         for field in msgspec.structs.fields(kind):
             yield from _structs(field.type)

@@ -14,8 +14,8 @@ from p2pgrid.ids import ModelId
 from p2pgrid.net.exchange import answer, ask
 from p2pgrid.net.transport import ByteStream, Transport
 from p2pgrid.settings import DiscoverySettings
+from p2pgrid.wire.fields import ADDRESSES_MAX
 from p2pgrid.wire.messages import (
-    ADDRESSES_MAX,
     ADVERT_PROTOCOL,
     ADVERTS_PER_MESSAGE_MAX,
     Advert,

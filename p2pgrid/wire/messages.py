@@ -1,7 +1,8 @@
-"""Every message of every protocol, as frozen structs; docs/protocols/ is the same in prose.
+"""The messages of stages and adverts, as frozen structs; docs/protocols/ is the same in prose.
 
 On the wire each is a MessagePack map whose key `type` names the message. Unknown keys are ignored, so that a
-newer peer may add some. Limits are declared with the fields: what decodes is within them.
+newer peer may add some. Limits are declared with the fields: what decodes is within them. `transfer_messages` has the
+messages of the other protocols.
 """
 
 from typing import Annotated, Literal
@@ -9,19 +10,26 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from p2pgrid.ids import ModelId, PeerId, SessionId, Span
+from p2pgrid.ids import Span
+from p2pgrid.wire.fields import (
+    Addresses,
+    Count,
+    Hex32,
+    Hex64,
+    Layers,
+    Message,
+    Peer,
+    Seconds,
+    Text,
+)
 
 STAGE_PROTOCOL = "/p2pgrid/stage/1"
 ADVERT_PROTOCOL = "/p2pgrid/advert/1"
-BLOB_PROTOCOL = "/p2pgrid/blob/1"
-DIRECT_PROTOCOL = "/p2pgrid/direct/1"
 
 TOKENS_PER_STEP_MAX = 512
 ROUTE_HOPS_MAX = 256
 ADVERTS_PER_MESSAGE_MAX = 256
 ADVERT_BYTES_MAX = 6 * 1024
-ADDRESSES_MAX = 16
-BLOB_PIECE_BYTES_MAX = 1024 * 1024
 PREFIX_BLOCK = 64
 """Positions of a prompt that share one key in the prefix caches; see `core.prefix`."""
 PREFIX_KEY_BYTES, PREFIX_BLOCKS_MAX = 16, 4096
@@ -29,18 +37,6 @@ PREFIX_KEY_BYTES, PREFIX_BLOCKS_MAX = 16, 4096
 WireFormat = Literal["fp32", "fp16", "int8"]
 WireChoice = Literal["fp32", "fp16", "int8", "auto"]
 """How hidden states travel (see `wire.hidden`), and what a client may ask for."""
-
-Hex32 = Annotated[SessionId, Meta(pattern=r"^[0-9a-f]{32}\Z")]
-Hex64 = Annotated[ModelId, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-Peer = Annotated[PeerId, Meta(pattern=r"^[1-9A-HJ-NP-Za-km-z]{40,64}\Z")]
-Address = Annotated[str, Meta(min_length=1, max_length=256)]
-Addresses = Annotated[tuple[Address, ...], Meta(max_length=ADDRESSES_MAX)]
-Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Offset = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Layers = Annotated[int, Meta(ge=1, le=1024)]
-Text = Annotated[str, Meta(max_length=500)]
-Seconds = Annotated[float, Meta(ge=0, le=1e12)]
 
 
 class Contact(msgspec.Struct, frozen=True):
@@ -50,14 +46,10 @@ class Contact(msgspec.Struct, frozen=True):
     addresses: Addresses = ()
 
 
-class _Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, omit_defaults=True):
-    """Base of what travels: tagged by its class name in lower case; fields at their default stay at home."""
-
-
 # ── /p2pgrid/stage/1: the link itself ────────────────────────────────────────────────────────────────────
 
 
-class Hello(_Message, frozen=True):
+class Hello(Message, frozen=True):
     """First frame of each side; the dialler's comes first."""
 
     agent: Text
@@ -65,23 +57,23 @@ class Hello(_Message, frozen=True):
     """What the sender of this message lets the other have in flight."""
 
 
-class Ping(_Message, frozen=True):
+class Ping(Message, frozen=True):
     """Heartbeat. Answered at once with the same nonce."""
 
     nonce: Count
 
 
-class Pong(_Message, frozen=True):
+class Pong(Message, frozen=True):
     nonce: Count
 
 
-class Credit(_Message, frozen=True):
+class Credit(Message, frozen=True):
     """So many bytes of frames were consumed and may be sent again."""
 
     nbytes: Count
 
 
-class Goodbye(_Message, frozen=True):
+class Goodbye(Message, frozen=True):
     """The last frame of a link that ends on purpose."""
 
     reason: Text
@@ -108,7 +100,7 @@ class Hop(msgspec.Struct, frozen=True):
     addresses: Addresses = ()
 
 
-class Open(_Message, frozen=True):
+class Open(Message, frozen=True):
     """Client to each stage: hold a KV row for this session; `hop` is the receiver's place in `route`."""
 
     session: Hex32
@@ -133,17 +125,19 @@ class Open(_Message, frozen=True):
     """No stage drafts tokens ahead."""
 
 
-class Opened(_Message, frozen=True):
+class Opened(Message, frozen=True):
     """Stage to client: the row is held and the link to the next stage stands."""
 
     session: Hex32
     epoch: Count
     hop: Count
     cached: Count = 0
-    """Positions of the prompt that the row holds already."""
+    """Positions that the row holds already: a kept prefix of the prompt, or what earlier epochs computed."""
+    replays_from: Count = 0
+    """What it sent of positions `[replays_from, cached)` it can send again."""
 
 
-class Step(_Message, frozen=True):
+class Step(Message, frozen=True):
     """Set the session's length to `position`, then append `tokens`.
 
     To stage 0 `hidden` is empty; to any other stage it is `[len(tokens), hidden]`, packed as `form` says.
@@ -164,9 +158,11 @@ class Step(_Message, frozen=True):
     form: WireFormat = "fp32"
     draft: bool = False
     """Stage 0 guessed the token: the last stage passes the step over unless it drew the same one."""
+    through: Count = ROUTE_HOPS_MAX
+    """The last hop that runs the step: a replayed one goes no further than the stages that lack it."""
 
 
-class Token(_Message, frozen=True):
+class Token(Message, frozen=True):
     """Last stage to client: the token sampled for `position`."""
 
     session: Hex32
@@ -175,7 +171,7 @@ class Token(_Message, frozen=True):
     token: Count
 
 
-class Scores(_Message, frozen=True):
+class Scores(Message, frozen=True):
     """Last stage to client, for positions `[position, position + n)` of a teacher-forced text."""
 
     session: Hex32
@@ -187,7 +183,7 @@ class Scores(_Message, frozen=True):
     """float32, little-endian, `[n]`: log-probability of the step's `targets`."""
 
 
-class OutOfSync(_Message, frozen=True):
+class OutOfSync(Message, frozen=True):
     """Stage to client: the step lacked what comes before it; the session's length here is `length`."""
 
     session: Hex32
@@ -196,7 +192,7 @@ class OutOfSync(_Message, frozen=True):
     length: Count
 
 
-class Busy(_Message, frozen=True):
+class Busy(Message, frozen=True):
     """Stage to client: no room for this session now."""
 
     session: Hex32
@@ -205,7 +201,7 @@ class Busy(_Message, frozen=True):
     retry_after_s: Seconds
 
 
-class Failed(_Message, frozen=True):
+class Failed(Message, frozen=True):
     """Stage to client: this session ended here, and why."""
 
     session: Hex32
@@ -214,15 +210,37 @@ class Failed(_Message, frozen=True):
     reason: Text
 
 
-class Close(_Message, frozen=True):
+class Lost(Message, frozen=True):
+    """Stage to client: the link to `peer`, the next stage, is gone; the row waits for a new epoch."""
+
+    session: Hex32
+    epoch: Count
+    hop: Count
+    peer: Peer
+    reason: Text
+
+
+class Replay(Message, frozen=True):
+    """Client to each stage of a new epoch: first send again what was sent of positions `[start, stop)`, then go on."""
+
+    session: Hex32
+    epoch: Count
+    start: Count = 0
+    stop: Count = 0
+    """Not above `start`: nothing is sent again."""
+    through: Count = ROUTE_HOPS_MAX
+    """As in the steps that are sent again."""
+
+
+class Close(Message, frozen=True):
     """Client to each stage: forget this session. Answered with silence."""
 
     session: Hex32
 
 
 LinkControl = Hello | Ping | Pong | Credit | Goodbye
-ToStage = Open | Step | Close
-ToClient = Opened | Token | Scores | OutOfSync | Busy | Failed
+ToStage = Open | Step | Replay | Close
+ToClient = Opened | Token | Scores | OutOfSync | Busy | Failed | Lost
 SessionMessage = ToStage | ToClient
 LinkMessage = LinkControl | SessionMessage
 
@@ -265,56 +283,17 @@ class SignedAdvert(msgspec.Struct, frozen=True):
 SignedAdverts = Annotated[tuple[SignedAdvert, ...], Meta(max_length=ADVERTS_PER_MESSAGE_MAX)]
 
 
-class Exchange(_Message, frozen=True):
+class Exchange(Message, frozen=True):
     """Ask for adverts, and bring one's own. `model` empty = of every model."""
 
     model: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
     mine: SignedAdverts = ()
 
 
-class Adverts(_Message, frozen=True):
+class Adverts(Message, frozen=True):
     """The answer: the peer's own adverts first, then those it knows."""
 
     adverts: SignedAdverts
 
 
 AdvertMessage = Exchange | Adverts
-
-
-# ── /p2pgrid/blob/1, /p2pgrid/direct/1 ───────────────────────────────────────────────────────────────────
-
-
-class BlobRequest(_Message, frozen=True):
-    """Ask for bytes `[offset, offset + nbytes)` of the blob whose SHA-256 is `digest`."""
-
-    digest: Digest
-    offset: Offset
-    nbytes: Annotated[int, Meta(ge=1, le=BLOB_PIECE_BYTES_MAX)]
-
-
-class BlobPiece(_Message, frozen=True):
-    """`total_bytes` of the whole blob, and the bytes asked for (fewer at its end)."""
-
-    total_bytes: Offset
-    data: Annotated[bytes, Meta(max_length=BLOB_PIECE_BYTES_MAX)]
-
-
-class BlobMissing(_Message, frozen=True):
-    """The peer does not hold this blob, or does not give it away."""
-
-
-class DirectRequest(_Message, frozen=True):
-    """Ask for a TCP port that takes a stream of `protocol` from us."""
-
-    protocol: Annotated[str, Meta(min_length=1, max_length=128)]
-
-
-class DirectOffer(_Message, frozen=True):
-    """Dial `port` and say `token`, which is good for the asker alone, once. Port 0 = no."""
-
-    port: Annotated[int, Meta(ge=0, le=65_535)]
-    token: Annotated[bytes, Meta(max_length=32)] = b""
-
-
-BlobMessage = BlobRequest | BlobPiece | BlobMissing
-DirectMessage = DirectRequest | DirectOffer

@@ -11,12 +11,12 @@ from p2pgrid.wire.codec import decode, encode, frame
 from p2pgrid.wire.messages import (
     ADVERT_BYTES_MAX,
     ADVERTS_PER_MESSAGE_MAX,
-    BLOB_PIECE_BYTES_MAX,
     ROUTE_HOPS_MAX,
     TOKENS_PER_STEP_MAX,
     Adverts,
     SignedAdvert,
 )
+from p2pgrid.wire.transfer_messages import BLOB_PIECE_BYTES_MAX
 from tests.wire.samples import ADVERT_MESSAGES, BLOB_MESSAGES, OPEN, PROTOCOLS
 
 SAMPLES = {type(message).__name__: (protocol, message) for protocol, messages in PROTOCOLS for message in messages}
