@@ -46,6 +46,8 @@ class RecoveringSession:
         self._answers = 0
         self._attempts = 0
         """Since the last answer."""
+        self._why: PeerError | None = None
+        """What came first since the last answer: of all that goes wrong then it says most."""
         self._give_up_at_s = 0.0
 
     @property
@@ -84,13 +86,14 @@ class RecoveringSession:
             raise error
         began_s = trio.current_time()
         if not self._attempts:
+            self._why = error
             self._give_up_at_s = began_s + self._peer.settings.recover_s_max
         lost: dict[PeerId, None] = {}
         while True:
             log.debug("the answer goes on elsewhere", error=str(error))
             self._attempts += 1
             if error.peer is None or self._attempts > ATTEMPTS_MAX or trio.current_time() >= self._give_up_at_s:
-                raise error
+                raise self._why or error
             self._leave_out(error)
             lost[error.peer] = None
             route = await self._find_route(error)
@@ -119,7 +122,7 @@ class RecoveringSession:
         if route is None:
             serving = self._peer.view.adverts(self._model, "serving")
             why = explain_no_route(serving, self._layers)
-            raise NoRoute(f"{error}; nobody took its place within {self._peer.settings.recover_s_max:.0f} s: {why}")
+            raise NoRoute(f"{self._why}; nobody took its place within {self._peer.settings.recover_s_max:.0f} s: {why}")
         if any(hop.peer in self._lost or hop.peer in self._busy for hop in route):
             self._busy.clear()
             again_s = error.retry_after_s if isinstance(error, Overloaded) else PAUSE_S * 2**self._attempts
@@ -137,8 +140,9 @@ class RecoveringSession:
     def _route_without(self, avoid: Collection[PeerId]) -> tuple[Hop, ...] | None:
         adverts = self._peer.view.adverts(self._model)
         costs_ms = dict(self._spread_ms)
-        for peer in self._session.rows.keys() - self._lost.keys():
-            costs_ms[peer] = costs_ms.get(peer, 0.0) - KEPT_MS
+        for peer in self._session.rows:
+            if peer not in self._lost:
+                costs_ms[peer] = costs_ms.get(peer, 0.0) - KEPT_MS
         try:
             return find_route(adverts, self._layers, avoid, costs_ms)
         except NoRoute:

@@ -20,6 +20,22 @@ class Freeze:
 
 
 @dataclass(frozen=True)
+class Thaw:
+    """A frozen node is reached again, with all that it and others sent meanwhile."""
+
+    node: int
+    at_s: float
+
+
+@dataclass(frozen=True)
+class Disconnect:
+    """All connections of the node break; it lives on, and can be dialled again."""
+
+    node: int
+    at_s: float
+
+
+@dataclass(frozen=True)
 class Leave:
     """The node is told to stop, and drains."""
 
@@ -27,4 +43,4 @@ class Leave:
     at_s: float
 
 
-Fault = Kill | Freeze | Leave
+Fault = Kill | Freeze | Thaw | Disconnect | Leave

@@ -22,7 +22,7 @@ from p2pgrid.node.node import Node, Phase, Serving
 from p2pgrid.node.peer import Peer, open_peer
 from p2pgrid.services.local import LocalSession
 from p2pgrid.services.pipeline import Terms
-from p2pgrid.sim.faults import Fault, Freeze, Kill, Leave
+from p2pgrid.sim.faults import Disconnect, Fault, Freeze, Kill, Leave, Thaw
 from p2pgrid.sim.seeded import run_seeded
 from p2pgrid.wire.messages import Sampling
 from p2pgrid.wire.signing import Identity
@@ -43,6 +43,9 @@ class Plan:
     layers: int = 12
     span_max: int | None = None
     """None: so many that the nodes together hold every layer about twice."""
+    spans: Sequence[Span] = ()
+    """The layers of each node; empty: each chooses its own."""
+    ask_at_s: float = 0.0
     requests: int = 3
     prompt_tokens: int = 20
     max_tokens: int = 24
@@ -60,6 +63,7 @@ class Outcome:
     ended_at_s: float = 0.0
     token_ids: list[int] = field(default_factory=list)
     error: str | None = None
+    recoveries: int = 0
 
 
 @dataclass
@@ -113,6 +117,7 @@ class World:
         self.trace: list[str] = []
         self.nodes: list[Node | None] = [None] * plan.nodes
         self.peers: list[Peer | None] = [None] * plan.nodes
+        self._frozen: dict[int, Peer | None] = {}
         self._stops: list[trio.Event] = []
         self._scopes = [trio.CancelScope() for _ in range(plan.nodes)]
 
@@ -157,7 +162,8 @@ class World:
             self.note(f"node {i} {phase} {span}")
 
         span_max = plan.span_max or -(-2 * plan.layers // plan.nodes)
-        serving = Serving(MODEL, "toy", plan.layers, None, min(span_max, plan.layers))
+        span = plan.spans[i] if plan.spans else None
+        serving = Serving(MODEL, "toy", plan.layers, span, min(span_max, plan.layers))
         await trio.sleep(rng.uniform(0, 0.5))
         with self._scopes[i]:
             async with (
@@ -172,6 +178,7 @@ class World:
     async def _request(self, peer: Peer, i: int, outcome: Outcome) -> None:
         plan = self.plan
         prompt, sampling = _request(self.seed, i, plan)
+        await trio.sleep_until(plan.ask_at_s)
         outcome.asked_at_s = trio.current_time()
 
         def show_token(token: int) -> bytes:
@@ -182,7 +189,8 @@ class World:
         try:
             async with open_session(peer, MODEL, plan.layers, Terms(sampling)) as session:
                 generation = _generation(prompt, plan, True)
-                await generate(session, generation, text=TextStream(), bytes_of=show_token, show=_ignore)
+                answer = await generate(session, generation, text=TextStream(), bytes_of=show_token, show=_ignore)
+                outcome.recoveries = len(answer.recoveries)
         except P2pgridError as error:
             outcome.error = f"{type(error).__name__}: {error}"
         outcome.ended_at_s = trio.current_time()
@@ -199,7 +207,13 @@ class World:
                 self._scopes[fault.node].cancel()
             case Freeze():
                 network.freeze(peer, True)
+                self._frozen[fault.node] = self.peers[fault.node]
                 self.peers[fault.node] = None  # what it still holds is not the swarm's leak
+            case Thaw():
+                network.freeze(peer, False)
+                self.peers[fault.node] = self._frozen[fault.node]
+            case Disconnect():
+                network.disconnect(peer)
             case Leave():
                 self._stops[fault.node].set()
             case _:

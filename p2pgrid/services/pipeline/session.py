@@ -118,7 +118,8 @@ class PipelineSession:
         self._failure = None
         self._held = {}
         self._all_opened = trio.Event()
-        for peer in self.rows.keys() - {stage.peer for stage in route}:
+        there = {stage.peer for stage in route}
+        for peer in [peer for peer in self.rows if peer not in there]:
             self._close_now(peer)
         await self.open()
         held = [self._held[hop] for hop in range(len(route))]
