@@ -14,7 +14,7 @@ FAULTS_S = 2.5
 FROZEN_S_MAX = 4.0
 
 
-def storm(seed: int) -> Plan:
+def plan_storm(seed: int) -> Plan:
     """A plan with 8 to 16 nodes, two or three of each span, and faults for all of them but one of each."""
     rng = random.Random(f"storm {seed}")
     layers = rng.choice([6, 12, 17])
