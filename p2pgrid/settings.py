@@ -6,9 +6,9 @@ import msgspec
 class LinkSettings(msgspec.Struct, frozen=True):
     """Of one persistent link between two peers."""
 
-    heartbeat_s: float = 1.0
+    heartbeat_s: float = 0.5
     """A ping goes out when nothing else did for this long."""
-    silence_s_max: float = 3.0
+    silence_s_max: float = 1.8
     """A link on which nothing came for this long is lost."""
     window_bytes: int = 16 * 1024 * 1024
     """What a peer may have sent us that we have not yet consumed."""
@@ -56,3 +56,5 @@ class PipelineSettings(msgspec.Struct, frozen=True):
     token_s_max: float = 60.0
     """Longest wait for one token while every link of the route is alive."""
     find_route_s_max: float = 6.0
+    recover_s_max: float = 20.0
+    """How long another route is looked for when one was lost in mid-answer: a node may be about to take its layers."""

@@ -345,6 +345,7 @@ async def living(
     rows: int = 4,
     span_max: int = LAYERS,
     cost_s: float = 0.001,
+    context_max: int = CONTEXT_MAX,
 ) -> AsyncIterator[Life]:
     """A node from its joining on, whose steps take `cost_s`; the context cuts its life short unless it has ended."""
     async with joined(network, number) as peer, trio.open_nursery() as tasks:
@@ -353,7 +354,7 @@ async def living(
             life,
             span,
             span_max=span_max,
-            make=lambda chosen: CountedStage(chosen, rows),
+            make=lambda chosen: CountedStage(chosen, rows, context_max=context_max),
             executor=InlineExecutor(cost_s),
         )
 

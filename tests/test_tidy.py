@@ -19,7 +19,7 @@ from cyclopts import App
 from rich.console import Console
 
 from p2pgrid.cli.app import app
-from p2pgrid.wire import adverts, messages
+from p2pgrid.wire import adverts, messages, transfer_messages
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "p2pgrid"
@@ -27,12 +27,12 @@ PROTOCOL_PAGES = ROOT / "docs" / "protocols"
 MODULE_LINES_MAX = 320
 FUNCTION_LINES_MAX = 75
 BROAD_EXCEPTS_MAX = 8
-MESSAGES = (messages, adverts)
+MESSAGES = (messages, adverts, transfer_messages)
 PROTOCOLS: dict[str, Any] = {
     messages.STAGE_PROTOCOL: messages.LinkMessage,
     adverts.ADVERT_PROTOCOL: adverts.AdvertMessage,
-    messages.BLOB_PROTOCOL: messages.BlobMessage,
-    messages.DIRECT_PROTOCOL: messages.DirectMessage,
+    transfer_messages.BLOB_PROTOCOL: transfer_messages.BlobMessage,
+    transfer_messages.DIRECT_PROTOCOL: transfer_messages.DirectMessage,
 }
 
 
@@ -186,7 +186,7 @@ def test_every_protocol_has_a_page_and_every_page_a_protocol() -> None:
 
 
 def _structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
-    """The structs of `messages` and `adverts` in a type, and those in their fields."""
+    """The structs of our messages in a type, and those in their fields."""
     homes = {module.__name__ for module in MESSAGES}
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__module__ in homes:
         yield kind

@@ -40,6 +40,10 @@ def answer_document(answer: Answer) -> dict[str, Any]:
         "finish_reason": answer.finish_reason,
         "ttft_s": round(answer.ttft_s, 6),
         "decode_tokens_per_s": round(answer.decode_tokens_per_s, 3),
+        "recoveries": [
+            {"after_tokens": one.answers, "lost": list(one.lost), "took_s": round(one.took_s, 6)}
+            for one in answer.recoveries
+        ],
         "route": [{"peer_id": hop.peer, "layers": [hop.span.start, hop.span.stop]} for hop in answer.route],
     }
 
@@ -47,7 +51,9 @@ def answer_document(answer: Answer) -> dict[str, Any]:
 def summary(answer: Answer) -> str:
     """An answer's figures in one line for people."""
     where = " → ".join(f"layers {hop.span}" for hop in answer.route) or "this process"
+    times = len(answer.recoveries)
+    healed = f", after {times} {'recovery' if times == 1 else 'recoveries'}" if times else ""
     return (
         f"[{len(answer.token_ids)} tokens, first after {answer.ttft_s:.2f} s, then"
-        f" {answer.decode_tokens_per_s:.1f} tokens/s, by {where}]"
+        f" {answer.decode_tokens_per_s:.1f} tokens/s, by {where}{healed}]"
     )

@@ -16,6 +16,9 @@ def sim(
     seed: int = 0,
     nodes: Annotated[int, Parameter(help="How many simulated nodes.")] = 5,
     requests: Annotated[int, Parameter(help="How many requests are asked at once.")] = 3,
+    storm: Annotated[
+        bool, Parameter(negative=(), help="Have nodes killed, frozen and cut off; the seed decides everything.")
+    ] = False,
     trace: Annotated[bool, Parameter(negative=(), help="Show every event.")] = False,
     json: Json = False,
 ) -> int:
@@ -25,28 +28,39 @@ def sim(
     same seed gives the same events in the same order: the printed trace hash says so. Ends with status 1 when
     an answer differs from the one that a single process gives.
 
+    With --storm much goes wrong, but of every span of layers one node stays untouched: every request must be answered.
+
     Example: p2pgrid sim --seed 7 --nodes 8
     """
     if not 1 <= nodes <= NODES_MAX:
         raise BadInput(f"--nodes {nodes}: give 1 to {NODES_MAX}")
     if requests < 1:
         raise BadInput(f"--requests {requests}: give at least 1")
+    from p2pgrid.sim.storm import plan_storm
     from p2pgrid.sim.world import Plan, simulate, undisturbed
 
-    plan = Plan(nodes=nodes, requests=requests)
+    plan = plan_storm(seed) if storm else Plan(nodes=nodes, requests=requests)
     report = simulate(seed, plan)
     right = [
         o.error is None and o.token_ids == t for o, t in zip(report.outcomes, undisturbed(seed, plan), strict=True)
     ]
     if json:
-        document = {"seed": seed, "nodes": nodes, "trace_hash": report.trace_hash, "virtual_s": report.virtual_s}
+        document = {"seed": seed, "nodes": plan.nodes, "trace_hash": report.trace_hash, "virtual_s": report.virtual_s}
         spans = [None if span is None else [span.start, span.stop] for span in report.spans]
-        print_json({**document, "spans": spans, "right": right, "errors": [o.error for o in report.outcomes]})
+        outcomes = {
+            "errors": [o.error for o in report.outcomes],
+            "recoveries": [o.recoveries for o in report.outcomes],
+        }
+        print_json({**document, "spans": spans, "right": right, **outcomes})
     else:
         for line in report.trace if trace else []:
             say(line)
         spans_said = ", ".join(str(span) for span in report.spans)
-        say(f"{nodes} nodes hold layers {spans_said}")
-        say(f"{sum(right)} of {len(right)} answers are those of one process; {report.virtual_s:.2f} virtual seconds")
+        say(f"{plan.nodes} nodes hold layers {spans_said}")
+        for fault in plan.faults:
+            say(str(fault))
+        healed = sum(o.recoveries for o in report.outcomes)
+        say(f"{sum(right)} of {len(right)} answers are those of one process, {healed} losses on the way;")
+        say(f"{report.virtual_s:.2f} virtual seconds")
         show(f"trace {report.trace_hash}")
     return 0 if all(right) else 1

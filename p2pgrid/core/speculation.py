@@ -98,13 +98,17 @@ class Drafter:
 
         A step that lacks what comes before it is refused by the stage, and tells nothing here.
         """
-        self._flight.clear()
-        self._sent_at.clear()
+        self.recall()
         if position > len(self._text.tokens):
             return
         self._text.truncate(position)
         for token in tokens:
             self._text.append(token)
+
+    def recall(self) -> None:
+        """What is under way will not come back."""
+        self._flight.clear()
+        self._sent_at.clear()
 
     def fed(self, position: int, token: int, now: float) -> bool:
         """The token for `position` was drawn. True when a draft of it is under way: its step must not run again.

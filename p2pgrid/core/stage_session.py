@@ -82,6 +82,13 @@ class StageSession:
             return peer == self.client
         return peer == self.opening.route[self.hop - 1].peer or (self.hop == 0 and peer == self.client)
 
+    def reopen(self, opening: Open) -> None:
+        """A new epoch along another route: the row stays, what was under way is void."""
+        self.opening = opening
+        self._drawn = None
+        if self.drafter is not None:
+            self.drafter.recall()
+
     def hold(self, tokens: Sequence[int]) -> None:
         """The row begins with these positions already, as steps of several positions compute them."""
         self.prefilled = list(tokens)

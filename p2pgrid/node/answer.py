@@ -9,6 +9,7 @@ import trio
 
 from p2pgrid.core.generation import Action, Emit, Finish, Generation, SendStep, chunks
 from p2pgrid.core.prefix import reusable
+from p2pgrid.core.recovery import Recovery
 from p2pgrid.core.text import TextStream
 from p2pgrid.errors import BadInput, PeerMisbehaved
 from p2pgrid.wire.messages import Hop, Scores, Token
@@ -23,6 +24,10 @@ class Session(Protocol):
     @property
     def cached(self) -> int:
         """Positions of the prompt that need not be computed."""
+
+    @property
+    def recoveries(self) -> tuple[Recovery, ...]:
+        """How often, until now, the session went on elsewhere."""
 
     async def send(self, step: SendStep) -> None: ...
 
@@ -41,6 +46,8 @@ class Answer:
     finish_reason: str = ""
     token_times_s: list[float] = field(default_factory=list)
     route: tuple[Hop, ...] = ()
+    """At the end."""
+    recoveries: tuple[Recovery, ...] = ()
 
     @property
     def ttft_s(self) -> float:
@@ -83,7 +90,7 @@ async def generate(
     Raises what the session raises; what was shown until then stays shown.
     """
     started_s = trio.current_time()
-    answer = Answer(len(generation.prompt), reusable(len(generation.prompt), session.cached), route=session.route)
+    answer = Answer(len(generation.prompt), reusable(len(generation.prompt), session.cached))
 
     def out(piece: str) -> None:
         if piece:
@@ -106,6 +113,7 @@ async def generate(
                 case Finish(reason=reason):
                     out(text.finish())
                     answer.finish_reason = reason
+                    answer.route, answer.recoveries = session.route, session.recoveries
                     return answer
         else:
             pending = _next(generation, await session.receive())

@@ -22,7 +22,7 @@ from p2pgrid.services.worker import Worker
 from p2pgrid.settings import DiscoverySettings, LinkSettings, PipelineSettings
 from p2pgrid.trace import NO_TRACE, Tracer
 from p2pgrid.wire.adverts import DELAYS_MAX, Advert
-from p2pgrid.wire.messages import Close, Hop, Open, Step
+from p2pgrid.wire.messages import Close, Hop, Open, Replay, Step
 from p2pgrid.wire.signing import Identity
 
 SPREAD_MS = 1.0
@@ -114,7 +114,7 @@ class Peer:
         """Steps of other people's sessions go to the stage, what belongs to our own to the pipeline."""
         message = delivery.message
         ours = isinstance(message, Step) and self.pipeline.relays(message.session)
-        if ours or not isinstance(message, Open | Step | Close):
+        if ours or not isinstance(message, Open | Step | Replay | Close):
             await self.pipeline.on_message(delivery)
         elif self.worker is not None:
             await self.worker.on_message(delivery)
@@ -124,7 +124,7 @@ class Peer:
     def on_message_nowait(self, delivery: Delivery) -> bool:
         """Whether the message needed nobody to wait, and was seen to; the rest is `on_message`'s."""
         message = delivery.message
-        if isinstance(message, Step | Close):
+        if isinstance(message, Step | Replay | Close):
             ours = isinstance(message, Step) and self.pipeline.relays(message.session)
             return not ours and self.worker is not None and self.worker.on_message_nowait(delivery)
         return self.pipeline.on_message_nowait(delivery)

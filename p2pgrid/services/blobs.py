@@ -8,14 +8,14 @@ import structlog
 from p2pgrid.errors import PeerError, PeerMisbehaved, PeerUnavailable
 from p2pgrid.net.exchange import answer, ask
 from p2pgrid.net.transport import ByteStream, Transport
-from p2pgrid.wire.messages import (
+from p2pgrid.wire.messages import Contact
+from p2pgrid.wire.transfer_messages import (
     BLOB_PIECE_BYTES_MAX,
     BLOB_PROTOCOL,
     BlobMessage,
     BlobMissing,
     BlobPiece,
     BlobRequest,
-    Contact,
 )
 
 log = structlog.get_logger()

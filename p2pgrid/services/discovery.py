@@ -26,7 +26,8 @@ from p2pgrid.wire.adverts import (
     Lost,
     SignedAdvert,
 )
-from p2pgrid.wire.messages import ADDRESSES_MAX, Contact
+from p2pgrid.wire.fields import ADDRESSES_MAX
+from p2pgrid.wire.messages import Contact
 from p2pgrid.wire.signing import Identity, open_advert
 
 log = structlog.get_logger()

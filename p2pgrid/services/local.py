@@ -4,6 +4,7 @@ from collections import deque
 from functools import partial
 
 from p2pgrid.core.generation import SendStep
+from p2pgrid.core.recovery import Recovery
 from p2pgrid.engine.run_step import ScoresOut, TokenOut, run_step
 from p2pgrid.engine.stage import Executor, Stage
 from p2pgrid.errors import LocalFault
@@ -19,6 +20,7 @@ class LocalSession:
 
     route: tuple[Hop, ...] = ()
     cached = 0
+    recoveries: tuple[Recovery, ...] = ()
 
     def __init__(self, stage: Stage, executor: Executor, sampling: Sampling) -> None:
         self._stage = stage

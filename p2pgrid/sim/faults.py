@@ -20,6 +20,22 @@ class Freeze:
 
 
 @dataclass(frozen=True)
+class Thaw:
+    """A frozen node is reached again, with all that it and others sent meanwhile."""
+
+    node: int
+    at_s: float
+
+
+@dataclass(frozen=True)
+class Disconnect:
+    """All connections of the node break; it lives on, and can be dialled again."""
+
+    node: int
+    at_s: float
+
+
+@dataclass(frozen=True)
 class Leave:
     """The node is told to stop, and drains."""
 
@@ -36,4 +52,4 @@ class Partition:
     healed_at_s: float
 
 
-Fault = Kill | Freeze | Leave | Partition
+Fault = Kill | Freeze | Thaw | Disconnect | Leave | Partition

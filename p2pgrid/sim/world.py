@@ -22,7 +22,7 @@ from p2pgrid.node.node import Node, Phase, Serving
 from p2pgrid.node.peer import Peer, open_peer
 from p2pgrid.services.local import LocalSession
 from p2pgrid.services.pipeline import Terms
-from p2pgrid.sim.faults import Fault, Freeze, Kill, Leave, Partition
+from p2pgrid.sim.faults import Disconnect, Fault, Freeze, Kill, Leave, Partition, Thaw
 from p2pgrid.sim.seeded import run_seeded
 from p2pgrid.wire.messages import Sampling
 from p2pgrid.wire.signing import Identity
@@ -47,8 +47,10 @@ class Plan:
     """None: so many that the nodes together hold every layer about twice."""
     span_maxes: Sequence[int] = ()
     """Of each node its own, instead."""
-    settle_s: float = 0.0
-    """The swarm is left to itself for so long before anybody asks it."""
+    spans: Sequence[Span] = ()
+    """The layers of each node; empty: each chooses its own."""
+    ask_at_s: float = 0.0
+    """The swarm is left to itself until then."""
     requests: int = 3
     prompt_tokens: int = 20
     max_tokens: int = 24
@@ -66,6 +68,7 @@ class Outcome:
     ended_at_s: float = 0.0
     token_ids: list[int] = field(default_factory=list)
     error: str | None = None
+    recoveries: int = 0
 
 
 @dataclass
@@ -125,6 +128,7 @@ class World:
         self.nodes: list[Node | None] = [None] * plan.nodes
         self.peers: list[Peer | None] = [None] * plan.nodes
         self._client = Identity(self._seed_bytes("client"))
+        self._frozen: dict[int, Peer | None] = {}
         self._stops: list[trio.Event] = []
         self._scopes = [trio.CancelScope() for _ in range(plan.nodes)]
 
@@ -144,7 +148,6 @@ class World:
                 open_peer(transport, self._client, wall=_wall, rng=client_rng) as peer,
                 trio.open_nursery() as requests,
             ):
-                await trio.sleep(plan.settle_s)
                 for i, outcome in enumerate(outcomes):
                     requests.start_soon(self._request, peer, i, outcome)
             await trio.sleep(1)  # farewells are on their way
@@ -172,7 +175,8 @@ class World:
                 self.moves.append((trio.current_time(), i, span))
 
         span_max = plan.span_maxes[i] if plan.span_maxes else plan.span_max or -(-2 * plan.layers // plan.nodes)
-        serving = Serving(MODEL, "toy", plan.layers, None, min(span_max, plan.layers))
+        span = plan.spans[i] if plan.spans else None
+        serving = Serving(MODEL, "toy", plan.layers, span, min(span_max, plan.layers))
         await trio.sleep(rng.uniform(0, 0.5))
         with self._scopes[i]:
             async with (
@@ -187,6 +191,7 @@ class World:
     async def _request(self, peer: Peer, i: int, outcome: Outcome) -> None:
         plan = self.plan
         prompt, sampling = _request(self.seed, i, plan)
+        await trio.sleep_until(plan.ask_at_s)
         outcome.asked_at_s = trio.current_time()
 
         def show_token(token: int) -> bytes:
@@ -197,7 +202,8 @@ class World:
         try:
             async with open_session(peer, MODEL, plan.layers, Terms(sampling)) as session:
                 generation = _generation(prompt, plan, True)
-                await generate(session, generation, text=TextStream(), bytes_of=show_token, show=_ignore)
+                answer = await generate(session, generation, text=TextStream(), bytes_of=show_token, show=_ignore)
+                outcome.recoveries = len(answer.recoveries)
         except P2pgridError as error:
             outcome.error = f"{type(error).__name__}: {error}"
         outcome.ended_at_s = trio.current_time()
@@ -213,7 +219,13 @@ class World:
                 self._scopes[fault.node].cancel()
             case Freeze():
                 network.freeze(self._peer_of(fault.node), True)
+                self._frozen[fault.node] = self.peers[fault.node]
                 self.peers[fault.node] = None  # what it still holds is not the swarm's leak
+            case Thaw():
+                network.freeze(self._peer_of(fault.node), False)
+                self.peers[fault.node] = self._frozen[fault.node]
+            case Disconnect():
+                network.disconnect(self._peer_of(fault.node))
             case Leave():
                 self._stops[fault.node].set()
             case Partition():

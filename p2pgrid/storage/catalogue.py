@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from p2pgrid.wire.messages import Digest, Hex64
+from p2pgrid.wire.fields import Digest, Hex64
 
 Bytes = Annotated[int, Meta(ge=1)]
 

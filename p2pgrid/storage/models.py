@@ -15,8 +15,8 @@ from p2pgrid.ids import ModelId
 from p2pgrid.storage.blobs import DIGEST, BlobStore
 from p2pgrid.storage.catalogue import catalogue
 from p2pgrid.storage.disk import disk_errors, locked, write_whole
+from p2pgrid.wire.fields import Hex64
 from p2pgrid.wire.manifest import Manifest, TokenizerData, manifest_from_bytes
-from p2pgrid.wire.messages import Hex64
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 MANIFEST_BYTES_MAX = 16 * 1024 * 1024

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from p2pgrid.ids import Span
-from p2pgrid.wire.messages import Addresses, Count, Hex64, Layers, Message, Offset, Peer, Seconds, Text
+from p2pgrid.wire.fields import Addresses, Count, Hex64, Layers, Message, Offset, Peer, Seconds, Text
 
 ADVERT_PROTOCOL = "/p2pgrid/advert/1"
 

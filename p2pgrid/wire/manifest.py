@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from p2pgrid.ids import ModelId
-from p2pgrid.wire.messages import Digest, Offset
+from p2pgrid.wire.fields import Digest, Offset
 
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 

@@ -1,7 +1,8 @@
-"""Every message of every protocol but `wire.adverts`, as frozen structs; docs/protocols/ is the same in prose.
+"""The messages of stages, as frozen structs; docs/protocols/ is the same in prose.
 
 On the wire each is a MessagePack map whose key `type` names the message. Unknown keys are ignored, so that a
-newer peer may add some. Limits are declared with the fields: what decodes is within them.
+newer peer may add some. Limits are declared with the fields: what decodes is within them. `adverts` and
+`transfer_messages` have those of the other protocols.
 """
 
 from typing import Annotated, Literal
@@ -9,16 +10,21 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from p2pgrid.ids import ModelId, PeerId, SessionId, Span
+from p2pgrid.ids import Span
+from p2pgrid.wire.fields import (
+    Addresses,
+    Count,
+    Hex32,
+    Hex64,
+    Message,
+    Peer,
+    Seconds,
+    Text,
+)
 
 STAGE_PROTOCOL = "/p2pgrid/stage/1"
-BLOB_PROTOCOL = "/p2pgrid/blob/1"
-DIRECT_PROTOCOL = "/p2pgrid/direct/1"
-
 TOKENS_PER_STEP_MAX = 512
 ROUTE_HOPS_MAX = 256
-ADDRESSES_MAX = 16
-BLOB_PIECE_BYTES_MAX = 1024 * 1024
 PREFIX_BLOCK = 64
 """Positions of a prompt that share one key in the prefix caches; see `core.prefix`."""
 PREFIX_KEY_BYTES, PREFIX_BLOCKS_MAX = 16, 4096
@@ -27,28 +33,12 @@ WireFormat = Literal["fp32", "fp16", "int8"]
 WireChoice = Literal["fp32", "fp16", "int8", "auto"]
 """How hidden states travel (see `wire.hidden`), and what a client may ask for."""
 
-Hex32 = Annotated[SessionId, Meta(pattern=r"^[0-9a-f]{32}\Z")]
-Hex64 = Annotated[ModelId, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-Peer = Annotated[PeerId, Meta(pattern=r"^[1-9A-HJ-NP-Za-km-z]{40,64}\Z")]
-Address = Annotated[str, Meta(min_length=1, max_length=256)]
-Addresses = Annotated[tuple[Address, ...], Meta(max_length=ADDRESSES_MAX)]
-Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Offset = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Layers = Annotated[int, Meta(ge=1, le=1024)]
-Text = Annotated[str, Meta(max_length=500)]
-Seconds = Annotated[float, Meta(ge=0, le=1e12)]
-
 
 class Contact(msgspec.Struct, frozen=True):
     """A peer and where it can be dialled (multiaddrs, with or without `/p2p/…`)."""
 
     peer: Peer
     addresses: Addresses = ()
-
-
-class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, omit_defaults=True):
-    """Base of what travels: tagged by its class name in lower case; fields at their default stay at home."""
 
 
 # ── /p2pgrid/stage/1: the link itself ────────────────────────────────────────────────────────────────────
@@ -137,7 +127,9 @@ class Opened(Message, frozen=True):
     epoch: Count
     hop: Count
     cached: Count = 0
-    """Positions of the prompt that the row holds already."""
+    """Positions that the row holds already: a kept prefix of the prompt, or what earlier epochs computed."""
+    replays_from: Count = 0
+    """What it sent of positions `[replays_from, cached)` it can send again."""
 
 
 class Step(Message, frozen=True):
@@ -161,6 +153,8 @@ class Step(Message, frozen=True):
     form: WireFormat = "fp32"
     draft: bool = False
     """Stage 0 guessed the token: the last stage passes the step over unless it drew the same one."""
+    through: Count = ROUTE_HOPS_MAX
+    """The last hop that runs the step: a replayed one goes no further than the stages that lack it."""
 
 
 class Token(Message, frozen=True):
@@ -211,6 +205,28 @@ class Failed(Message, frozen=True):
     reason: Text
 
 
+class Lost(Message, frozen=True):
+    """Stage to client: the link to `peer`, the next stage, is gone; the row waits for a new epoch."""
+
+    session: Hex32
+    epoch: Count
+    hop: Count
+    peer: Peer
+    reason: Text
+
+
+class Replay(Message, frozen=True):
+    """Client to each stage of a new epoch: first send again what was sent of positions `[start, stop)`, then go on."""
+
+    session: Hex32
+    epoch: Count
+    start: Count = 0
+    stop: Count = 0
+    """Not above `start`: nothing is sent again."""
+    through: Count = ROUTE_HOPS_MAX
+    """As in the steps that are sent again."""
+
+
 class Close(Message, frozen=True):
     """Client to each stage: forget this session. Answered with silence."""
 
@@ -218,46 +234,7 @@ class Close(Message, frozen=True):
 
 
 LinkControl = Hello | Ping | Pong | Credit | Goodbye
-ToStage = Open | Step | Close
-ToClient = Opened | Token | Scores | OutOfSync | Busy | Failed
+ToStage = Open | Step | Replay | Close
+ToClient = Opened | Token | Scores | OutOfSync | Busy | Failed | Lost
 SessionMessage = ToStage | ToClient
 LinkMessage = LinkControl | SessionMessage
-
-
-# ── /p2pgrid/blob/1, /p2pgrid/direct/1 ───────────────────────────────────────────────────────────────────
-
-
-class BlobRequest(Message, frozen=True):
-    """Ask for bytes `[offset, offset + nbytes)` of the blob whose SHA-256 is `digest`."""
-
-    digest: Digest
-    offset: Offset
-    nbytes: Annotated[int, Meta(ge=1, le=BLOB_PIECE_BYTES_MAX)]
-
-
-class BlobPiece(Message, frozen=True):
-    """`total_bytes` of the whole blob, and the bytes asked for (fewer at its end)."""
-
-    total_bytes: Offset
-    data: Annotated[bytes, Meta(max_length=BLOB_PIECE_BYTES_MAX)]
-
-
-class BlobMissing(Message, frozen=True):
-    """The peer does not hold this blob, or does not give it away."""
-
-
-class DirectRequest(Message, frozen=True):
-    """Ask for a TCP port that takes a stream of `protocol` from us."""
-
-    protocol: Annotated[str, Meta(min_length=1, max_length=128)]
-
-
-class DirectOffer(Message, frozen=True):
-    """Dial `port` and say `token`, which is good for the asker alone, once. Port 0 = no."""
-
-    port: Annotated[int, Meta(ge=0, le=65_535)]
-    token: Annotated[bytes, Meta(max_length=32)] = b""
-
-
-BlobMessage = BlobRequest | BlobPiece | BlobMissing
-DirectMessage = DirectRequest | DirectOffer

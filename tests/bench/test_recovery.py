@@ -11,10 +11,12 @@ from p2pgrid.bench.hearing import Heard, equal_share, hear
 from p2pgrid.bench.scenario import Options
 from p2pgrid.bench.scenarios.recovery import (
     SHARES,
+    SYSTEMS,
     Case,
     Outcome,
     Outcomes,
     cases,
+    largest_but_5_percent,
     missing_nodes,
     outcome_of,
     spans_of,
@@ -53,13 +55,13 @@ TOY = ModelDescription(MODEL, MANIFEST, TOKENIZER)
 # ── what happens when ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_as_many_rounds_as_stages_kill_every_stage_at_every_share() -> None:
-    assert set(cases(3, 3)) == {Case(stage, share) for stage, share in product(range(3), SHARES)}
-    assert [case.share for case in cases(5, 2)] == [*SHARES, *SHARES]
+def test_as_many_rounds_as_stages_strike_every_stage_at_every_share_both_ways() -> None:
+    assert set(cases(3, 3)) == {Case(*each) for each in product(range(3), SHARES, SYSTEMS)}
+    assert [case.share for case in cases(5, 2) if case.blow == "stop"] == [*SHARES, *SHARES]
 
 
 def test_one_round_kills_three_different_stages() -> None:
-    assert [case.stage for case in cases(3, 1)] == [0, 1, 2]
+    assert [case.stage for case in cases(3, 1) if case.blow == "kill"] == [0, 1, 2]
 
 
 def test_the_spans_cover_all_layers_one_after_another() -> None:
@@ -116,11 +118,25 @@ def test_the_rows_and_the_note_do_not_hide_a_failure() -> None:
     assert bench.rows["error_s@25"] == [0.1]
     assert bench.rows["gap_s@25"] == []
     assert (bench.rows["recovered@50"], bench.rows["gap_s@50"], bench.rows["error_s@50"]) == ([1.0], [2.0], [])
-    assert bench.notes == ["1 of 2 answers were completed after a stage was killed (stage 0: 0 of 1, stage 1: 1 of 1)"]
+    assert bench.required == [
+        "complete_and_equal of swarm",
+        "gap_median_s of swarm",
+        "complete_and_equal of swarm, frozen",
+        "gap_median_s of swarm, frozen",
+        "gap_p95_s of swarm",
+    ]
+    assert bench.rows["complete_and_equal"] == [0.0, 1.0]
+    assert (bench.rows["gap_median_s"], bench.rows["gap_p95_s"]) == ([2.0], [2.0])
+    assert bench.notes == ["1 of 2 answers were completed after a stage was lost (stage 0: 0 of 1, stage 1: 1 of 1)"]
 
 
-def test_a_scenario_that_killed_nobody_says_so() -> None:
-    assert Outcomes().summary() == "no stage was killed: the scenario ended before"
+def test_of_twenty_gaps_the_largest_is_left_out() -> None:
+    assert largest_but_5_percent([float(i) for i in range(20)]) == 18.0
+    assert largest_but_5_percent([3.0, 1.0]) == 3.0
+
+
+def test_a_scenario_that_struck_nobody_says_so() -> None:
+    assert Outcomes().summary() == "no stage was lost: the scenario ended before"
 
 
 # ── hearing ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -32,7 +32,8 @@ from p2pgrid.net.libp2p_transport.noise_stream import PIECE_BYTES_MAX, Handshake
 from p2pgrid.net.libp2p_transport.transport import Libp2pStream
 from p2pgrid.net.libp2p_transport.wire import BufferedTcpStream
 from p2pgrid.net.transport import ByteStream, StreamHandler, Transport
-from p2pgrid.wire.messages import DIRECT_PROTOCOL, STAGE_PROTOCOL, Contact, DirectOffer, DirectRequest
+from p2pgrid.wire.messages import STAGE_PROTOCOL, Contact
+from p2pgrid.wire.transfer_messages import DIRECT_PROTOCOL, DirectOffer, DirectRequest
 from tests.net.peers import identity, linked, step, token
 
 HOST = "127.0.0.1"

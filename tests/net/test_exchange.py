@@ -15,7 +15,8 @@ from p2pgrid.net.exchange import answer, ask
 from p2pgrid.net.memory_transport import MemoryNetwork
 from p2pgrid.net.transport import ByteStream, Transport
 from p2pgrid.wire.codec import frame
-from p2pgrid.wire.messages import BLOB_PROTOCOL, BlobMissing, BlobPiece, BlobRequest, Contact
+from p2pgrid.wire.messages import Contact
+from p2pgrid.wire.transfer_messages import BLOB_PROTOCOL, BlobMissing, BlobPiece, BlobRequest
 from tests.net.hostile import assert_survives, payloads
 from tests.net.peers import identity
 

@@ -13,7 +13,7 @@ from p2pgrid.wire.messages import Credit, Hello, LinkMessage, Ping, Pong
 from tests.net.peers import token
 
 WINDOW = 16 * 1024
-SETTINGS = LinkSettings(window_bytes=WINDOW)
+SETTINGS = LinkSettings(heartbeat_s=1.0, silence_s_max=3.0, window_bytes=WINDOW)
 
 
 def greeted_pair() -> tuple[LinkState, LinkState]:

@@ -12,7 +12,7 @@ from p2pgrid.engine.executor import InlineExecutor
 from p2pgrid.errors import LocalFault, P2pgridError
 from p2pgrid.ids import Span
 from p2pgrid.net.memory_transport import MemoryNetwork
-from p2pgrid.node.client import open_session
+from p2pgrid.node.client import open_session, wait_for_route
 from p2pgrid.node.node import Phase
 from p2pgrid.node.peer import Peer
 from p2pgrid.services.pipeline import Terms
@@ -162,8 +162,9 @@ async def test_stopping_withdraws_the_advert_before_sessions_end_and_takes_under
                 life.stop.set()
             return b""
 
+        route = await wait_for_route(watcher.peer, MODEL, LAYERS)
         try:
-            async with open_session(watcher.peer, MODEL, LAYERS, Terms(SEEDED)) as session:
+            async with watcher.peer.pipeline.open(MODEL, route, Terms(SEEDED)) as session:
                 await answer_of(session, generation(max_tokens=40), bytes_of)
         except P2pgridError:
             ended_s = trio.current_time()

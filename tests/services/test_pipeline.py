@@ -131,6 +131,13 @@ async def test_a_stage_lost_in_mid_answer_is_named_in_time(lost: int, how: str, 
         assert [taken for i, taken in enumerate(chain.rows_taken) if i != lost] == [0, 0]
 
 
+async def test_a_slow_stage_is_not_called_dead(autojump_clock: trio.abc.Clock) -> None:
+    async with open_chain(2, cost_s=2 * SILENCE_S) as chain:
+        async with chain.client.pipeline.open(MODEL, chain.route, Terms(SEEDED)) as session:
+            answer = await answer_of(session, generation(max_tokens=3))
+        assert answer.token_ids == await alone(SEEDED, max_tokens=3)
+
+
 @pytest.mark.parametrize("gone", range(2))
 async def test_a_stage_that_cannot_be_dialled_is_named(gone: int, autojump_clock: trio.abc.Clock) -> None:
     async with open_chain(2) as chain:

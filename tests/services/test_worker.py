@@ -12,7 +12,7 @@ from p2pgrid.engine.executor import InlineExecutor
 from p2pgrid.errors import LocalFault
 from p2pgrid.ids import ModelId, SessionId, Span
 from p2pgrid.services.pipeline import Terms
-from p2pgrid.services.worker import SESSION_IDLE_S_MAX
+from p2pgrid.services.worker import SESSION_IDLE_S_MAX, SUSPENDED_S_MAX
 from p2pgrid.settings import LinkSettings
 from p2pgrid.wire.codec import frame
 from p2pgrid.wire.messages import (
@@ -22,6 +22,7 @@ from p2pgrid.wire.messages import (
     Close,
     Failed,
     Hello,
+    Lost,
     Open,
     Opened,
     OutOfSync,
@@ -242,9 +243,9 @@ async def test_a_stage_whose_next_stage_cannot_be_reached_says_so(autojump_clock
         chain.network.kill(chain.peers[1].transport.peer)
         await client.links.send(chain.route[0].peer, opening(chain.route, 0))
         answer = await reply(client)
-        assert isinstance(answer, Failed)
-        assert chain.route[1].peer in answer.reason
-        assert chain.workers[0].sessions_free == 4
+        assert isinstance(answer, Lost)
+        assert (answer.hop, answer.peer) == (0, chain.route[1].peer)
+        assert chain.rows_taken[0] == 1, "its client may know another stage"
 
 
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -508,16 +509,26 @@ async def test_a_runtime_that_fails_ends_the_session_with_the_reason_and_frees_i
             assert stage.released == [0]
 
 
-async def test_a_lost_next_stage_ends_the_session_with_the_reason(autojump_clock: trio.abc.Clock) -> None:
+async def test_a_session_that_lost_its_next_stage_waits_for_another_route_but_not_for_ever(
+    autojump_clock: trio.abc.Clock,
+) -> None:
     async with open_chain(3) as chain, talking_to(chain) as client:
         await open_by_hand(client, chain.route)
         client.arrived.clear()
         chain.network.kill(chain.route[1].peer)
-        answer = await reply(client)
-        assert isinstance(answer, Failed)
-        assert answer.hop == 0
-        assert "next stage" in answer.reason
+        lost_at_s = trio.current_time()
+        lost = await reply(client)
+        assert isinstance(lost, Lost)
+        assert (lost.hop, lost.peer) == (0, chain.route[1].peer)
+        assert trio.current_time() - lost_at_s < 0.1
+        await trio.sleep_until(lost_at_s + SUSPENDED_S_MAX - 1)
+        assert chain.workers[0].sessions_free == 3
+        await trio.sleep_until(lost_at_s + SUSPENDED_S_MAX + 1)
+        ended = await reply(client)
+        assert isinstance(ended, Failed)
+        assert "no other route came" in ended.reason
         assert chain.workers[0].sessions_free == 4
+        assert chain.rows_taken[2] == 1, "it lost nobody, and waits for steps"
 
 
 async def test_an_answer_sent_to_a_stage_cuts_its_sender_off(autojump_clock: trio.abc.Clock) -> None:

@@ -26,7 +26,7 @@ def is_even(spans: list[Span], layers: int) -> bool:
 def test_a_hundred_nodes_that_join_in_a_storm_settle_and_stay() -> None:
     rng = random.Random(6)
     sizes = [rng.randint(4, 12) for _ in range(100)]
-    plan = Plan(nodes=100, layers=30, span_maxes=sizes, settle_s=66.0, requests=2, prompt_tokens=4, max_tokens=4)
+    plan = Plan(nodes=100, layers=30, span_maxes=sizes, ask_at_s=66.0, requests=2, prompt_tokens=4, max_tokens=4)
     report = simulate(6, plan)
     assert len(spans_of(report)) == 100
     assert all(len(span) <= size for span, size in zip(spans_of(report), sizes, strict=True))
@@ -38,11 +38,11 @@ def test_a_hundred_nodes_that_join_in_a_storm_settle_and_stay() -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_a_gap_is_filled_by_a_node_whose_layers_others_hold_and_requests_go_on(seed: int) -> None:
     """Of six nodes that hold each third twice, both holders of one third are killed."""
-    calm = Plan(nodes=6, layers=12, span_max=4, settle_s=8.0, requests=1)
+    calm = Plan(nodes=6, layers=12, span_max=4, ask_at_s=8.0, requests=1)
     spans = simulate(seed, calm).spans
     lost = [i for i, span in enumerate(spans) if span == spans[0]]
     assert len(lost) == 2
-    plan = Plan(nodes=6, layers=12, span_max=4, settle_s=25.0, faults=tuple(Kill(i, 10.0) for i in lost))
+    plan = Plan(nodes=6, layers=12, span_max=4, ask_at_s=25.0, faults=tuple(Kill(i, 10.0) for i in lost))
     report = simulate(seed, plan)
     replay = f"replay: simulate({seed}, {plan})"
     assert missing_layers(spans_of(report, set(lost)), 12) == [], replay
@@ -57,7 +57,7 @@ def test_a_gap_is_filled_by_a_node_whose_layers_others_hold_and_requests_go_on(s
 def test_both_halves_go_on_and_their_views_merge_when_the_network_is_whole_again(seed: int) -> None:
     """Eight nodes of half the model each: four are cut off, both fours go on with every layer."""
     cut = Partition((0, 1, 2, 3), 10.0, 40.0)
-    plan = Plan(nodes=8, layers=12, span_max=6, settle_s=100.0, faults=(cut,))
+    plan = Plan(nodes=8, layers=12, span_max=6, ask_at_s=100.0, faults=(cut,))
     report = simulate(seed, plan)
     replay = f"replay: simulate({seed}, {plan})"
     assert [outcome.token_ids for outcome in report.outcomes] == undisturbed(seed, plan), replay

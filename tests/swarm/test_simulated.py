@@ -4,20 +4,32 @@ A failure names the seed and the plan; `p2pgrid sim --seed N` replays a seed wit
 `simulate(…)` one with them.
 """
 
+import dataclasses
 import random
+import secrets
+from collections.abc import Callable, Sequence
 from functools import cache
 
+import msgspec
 import pytest
 
+from p2pgrid.core.recovery import Feed, Held, Transcript, plan_feeds
 from p2pgrid.core.swarm_view import missing_layers
 from p2pgrid.engine.stage import Stage
 from p2pgrid.engine.toy_stage import ToyStage
 from p2pgrid.ids import Span
+from p2pgrid.services.pipeline import Pipeline, PipelineSession
+from p2pgrid.services.worker import Worker
+from p2pgrid.services.worker.sent import SentSteps
+from p2pgrid.services.worker.session import Session
+from p2pgrid.settings import PipelineSettings
 from p2pgrid.sim import world
 from p2pgrid.sim.faults import Freeze, Kill, Leave
+from p2pgrid.sim.storm import plan_storm
 from p2pgrid.sim.world import Plan, Report, simulate, undisturbed
+from p2pgrid.wire.messages import Hop
 
-FAULT_TO_END_S_MAX = 5.0
+FAULT_TO_END_S_MAX = PipelineSettings().recover_s_max + 5.0
 """A request that a fault hits is over, one way or the other, this long after it."""
 Loss = Kill | Freeze | Leave
 KINDS: tuple[type[Loss], ...] = (Kill, Freeze, Leave)
@@ -26,14 +38,26 @@ UNROUTED_S_MAX = 30.0
 
 
 def replay(seed: int, plan: Plan) -> str:
+    if plan == plan_storm(seed):
+        return f"replay: p2pgrid sim --storm --seed {seed}"
     if not plan.faults:
         command = f"p2pgrid sim --seed {seed} --nodes {plan.nodes} --requests {plan.requests}"
         return f"replay: {command}; to the letter: simulate({seed}, {plan})"
     return f"replay: p2pgrid sim --seed {seed} is without the faults; with them: simulate({seed}, {plan})"
 
 
+def all_layers_are_left(report: Report, plan: Plan) -> bool:
+    """Whether the nodes that nothing befell make a whole route."""
+    struck = {fault.node for fault in plan.faults}
+    left = [span for i, span in enumerate(report.spans) if i not in struck and span is not None]
+    reached = {0}
+    for span in sorted(left):
+        reached |= {span.stop} if span.start in reached else set()
+    return plan.layers in reached
+
+
 def check(report: Report, plan: Plan) -> None:
-    """Right, or a right beginning and an error in time; and nothing leaked."""
+    """Right, or a right beginning and an error in time, and that only where no stage is left; and nothing leaked."""
     how = replay(report.seed, plan)
     last_fault_s = max((fault.at_s for fault in plan.faults), default=0.0)
     for outcome, expected in zip(report.outcomes, undisturbed(report.seed, plan), strict=True):
@@ -45,6 +69,7 @@ def check(report: Report, plan: Plan) -> None:
         assert "\n" not in outcome.error, how
         limit_s = FAULT_TO_END_S_MAX if outcome.token_ids else UNROUTED_S_MAX
         assert outcome.ended_at_s <= last_fault_s + limit_s, f"{outcome.error}; {how}"
+        assert not (outcome.token_ids and all_layers_are_left(report, plan)), f"{outcome.error}; {how}"
     assert report.sessions_leaked == 0, how
 
 
@@ -128,20 +153,24 @@ def with_fault(seed: int, kind: type[Loss], rng: random.Random) -> Plan:
 
 @pytest.mark.parametrize("seed", range(14))
 @pytest.mark.parametrize("kind", KINDS)
-def test_losing_a_node_in_mid_answer_ends_requests_or_leaves_them_right(kind: type[Loss], seed: int) -> None:
+def test_losing_a_node_in_mid_answer_leaves_answers_right_and_ends_those_that_nobody_can_go_on_with(
+    kind: type[Loss], seed: int
+) -> None:
     plan = with_fault(seed, kind, random.Random(f"{kind.__name__} {seed}"))
     check(simulate(seed, plan), plan)
 
 
 def test_faults_hit_requests_and_spare_others() -> None:
     """Else the test above would show nothing."""
-    ends: set[tuple[type[Loss], bool]] = set()
+    ends: set[tuple[type[Loss], str]] = set()
     for kind in KINDS:
-        for seed in range(2, 5):
+        for seed in range(2, 7):
             plan = with_fault(seed, kind, random.Random(f"{kind.__name__} {seed}"))
-            ends |= {(kind, outcome.error is None) for outcome in simulate(seed, plan).outcomes}
-    assert {(Kill, False), (Freeze, False)} < ends
-    assert {spared for _, spared in ends} == {True, False}
+            for outcome in simulate(seed, plan).outcomes:
+                end = "error" if outcome.error else "recovered" if outcome.recoveries else "spared"
+                ends.add((kind, end))
+    assert {(Kill, "recovered"), (Freeze, "recovered"), (Leave, "recovered")} < ends
+    assert {end for _, end in ends} >= {"recovered", "spared"}
 
 
 @pytest.mark.parametrize("seed", range(100, 116))
@@ -162,3 +191,102 @@ def test_nodes_killed_before_they_serve_are_no_loss(at_s: float) -> None:
     report = simulate(3, plan)
     check(report, plan)
     assert report.outcomes[0].error is None, replay(3, plan)
+
+
+# ── storms ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def weather(seed: int) -> None:
+    """A storm: one node of every span is spared, so that every request is answered, to the token."""
+    plan = plan_storm(seed)
+    report = simulate(seed, plan)
+    how = replay(seed, plan)
+    assert [outcome.error for outcome in report.outcomes] == [None] * plan.requests, how
+    assert [outcome.token_ids for outcome in report.outcomes] == undisturbed(seed, plan), how
+    check(report, plan)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_a_storm_changes_no_answer(seed: int) -> None:
+    weather(seed)
+
+
+@pytest.mark.parametrize("seed", [secrets.randbelow(2**31) for _ in range(20)], ids=lambda seed: "fresh")
+def test_a_storm_that_nobody_has_seen_changes_no_answer(seed: int) -> None:
+    weather(seed)
+
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def _reuse_an_epoch(patch: pytest.MonkeyPatch) -> None:
+    reroute = PipelineSession.reroute
+
+    async def wrong(self: PipelineSession, route: tuple[Hop, ...]) -> None:
+        self.epoch -= 1
+        await reroute(self, route)
+
+    patch.setattr(PipelineSession, "reroute", wrong)
+
+
+def _go_on_a_position_late(patch: pytest.MonkeyPatch) -> None:
+    resume_at = Transcript.resume_at
+    patch.setattr(Transcript, "resume_at", lambda self, length: resume_at(self, length) + 1)
+
+
+def _remember_another_token(patch: pytest.MonkeyPatch) -> None:
+    drawn = Transcript.drawn
+    patch.setattr(Transcript, "drawn", lambda self, position, token: drawn(self, position, token ^ 1))
+
+
+def _replay_a_step_too_few(patch: pytest.MonkeyPatch) -> None:
+    between = SentSteps.between
+    patch.setattr(SentSteps, "between", lambda self, start, stop: between(self, start, stop - 1))
+
+
+def _replay_under_the_old_epoch(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        "p2pgrid.services.worker.session.again",
+        lambda step, asked: msgspec.structs.replace(step, want="nothing", through=asked.through),
+    )
+
+
+def _fill_a_stage_too_few(patch: pytest.MonkeyPatch) -> None:
+    def wrong(held: Sequence[Held], start: int) -> list[Feed]:
+        return [dataclasses.replace(feed, through=feed.through - 1) for feed in plan_feeds(held, start)]
+
+    patch.setattr("p2pgrid.services.pipeline.session.plan_feeds", wrong)
+
+
+def _leave_stages_waiting_that_replay_nothing(patch: pytest.MonkeyPatch) -> None:
+    replay = Session.replay
+    patch.setattr(Session, "replay", lambda self, asked: replay(self, asked) if asked.stop > asked.start else None)
+
+
+def _keep_the_row_of_a_client_that_is_gone(patch: pytest.MonkeyPatch) -> None:
+    async def say_nothing(self: Pipeline, session: PipelineSession) -> None:
+        pass
+
+    patch.setattr(Worker, "on_lost", lambda self, peer, reason: None)
+    patch.setattr(Pipeline, "_close_all", say_nothing)
+
+
+PLANTED: tuple[Plant, ...] = (
+    _reuse_an_epoch,
+    _go_on_a_position_late,
+    _remember_another_token,
+    _replay_a_step_too_few,
+    _replay_under_the_old_epoch,
+    _fill_a_stage_too_few,
+    _leave_stages_waiting_that_replay_nothing,
+    _keep_the_row_of_a_client_that_is_gone,
+)
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_a_planted_bug_is_caught_by_a_storm(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the storms would show nothing. A failing seed is named with the command that replays it."""
+    plant(monkeypatch)
+    with pytest.raises(AssertionError, match=r"replay: p2pgrid sim --storm --seed \d+"):
+        for seed in range(20):
+            weather(seed)

@@ -5,6 +5,7 @@ from pathlib import Path
 from p2pgrid.ids import ModelId, SessionId, Span
 from p2pgrid.wire import adverts as a
 from p2pgrid.wire import messages as m
+from p2pgrid.wire import transfer_messages as t
 from p2pgrid.wire.signing import Identity
 
 IDENTITY = Identity(bytes(range(32)))
@@ -60,33 +61,35 @@ LINK_MESSAGES: tuple[m.LinkMessage, ...] = (
     m.Credit(2304),
     m.Goodbye("done"),
     OPEN,
-    m.Opened(SESSION, 1, 1, 64),
-    m.Step(SESSION, 1, 5, b"\1\0\0\0\2\0\0\0", b"\0\0\x80?" * 2, "token", b"\3\0\0\0" * 2, 64, "fp16", True),
+    m.Opened(SESSION, 1, 1, 64, 32),
+    m.Step(SESSION, 1, 5, b"\1\0\0\0\2\0\0\0", b"\0\0\x80?" * 2, "token", b"\3\0\0\0" * 2, 64, "fp16", True, 2),
     m.Token(SESSION, 1, 6, 42),
     m.Scores(SESSION, 1, 5, b"\1\0\0\0", b"\0\0\x80?"),
     m.OutOfSync(SESSION, 1, 1, 3),
     m.Busy(SESSION, 1, 1, 0.5),
     m.Failed(SESSION, 1, 1, "x"),
+    m.Lost(SESSION, 1, 1, IDENTITY.peer, "x"),
+    m.Replay(SESSION, 1, 64, 128, 2),
     m.Close(SESSION),
 )
 ADVERT_MESSAGES: tuple[a.AdvertMessage, ...] = (
     a.Exchange(MODEL, (SIGNED,), bytes(range(16)), (LOST,)),
     a.Adverts((SIGNED,), (LOST,)),
 )
-BLOB_MESSAGES: tuple[m.BlobMessage, ...] = (
-    m.BlobRequest("cd" * 32, 2**40, 1024 * 1024),
-    m.BlobPiece(3, b"abc"),
-    m.BlobMissing(),
+BLOB_MESSAGES: tuple[t.BlobMessage, ...] = (
+    t.BlobRequest("cd" * 32, 2**40, 1024 * 1024),
+    t.BlobPiece(3, b"abc"),
+    t.BlobMissing(),
 )
-DIRECT_MESSAGES: tuple[m.DirectMessage, ...] = (
-    m.DirectRequest(m.STAGE_PROTOCOL),
-    m.DirectOffer(4002, bytes(range(16))),
+DIRECT_MESSAGES: tuple[t.DirectMessage, ...] = (
+    t.DirectRequest(m.STAGE_PROTOCOL),
+    t.DirectOffer(4002, bytes(range(16))),
 )
 PROTOCOLS = (
     (m.LinkMessage, LINK_MESSAGES),
     (a.AdvertMessage, ADVERT_MESSAGES),
-    (m.BlobMessage, BLOB_MESSAGES),
-    (m.DirectMessage, DIRECT_MESSAGES),
+    (t.BlobMessage, BLOB_MESSAGES),
+    (t.DirectMessage, DIRECT_MESSAGES),
 )
 
 GOLDEN = Path(__file__).with_name("golden_frames.txt")

@@ -11,18 +11,8 @@ from p2pgrid.errors import PeerMisbehaved
 from p2pgrid.ids import Span
 from p2pgrid.wire.adverts import AdvertMessage
 from p2pgrid.wire.codec import FRAME_BYTES_MAX, HEADER, FrameBuffer, decode, encode, frame
-from p2pgrid.wire.messages import (
-    BLOB_PIECE_BYTES_MAX,
-    ROUTE_HOPS_MAX,
-    BlobMessage,
-    BlobPiece,
-    DirectMessage,
-    Hop,
-    LinkMessage,
-    Open,
-    Ping,
-    Step,
-)
+from p2pgrid.wire.messages import ROUTE_HOPS_MAX, Hop, LinkMessage, Open, Ping, Step
+from p2pgrid.wire.transfer_messages import BLOB_PIECE_BYTES_MAX, BlobMessage, BlobPiece, DirectMessage
 from tests.wire.samples import ADDRESS, IDENTITY, MODEL, PROTOCOLS, SESSION, golden_frames
 
 ALL = [(protocol, message) for protocol, messages in PROTOCOLS for message in messages]

@@ -17,8 +17,10 @@ from p2pgrid.wire.adverts import (
     SignedAdvert,
 )
 from p2pgrid.wire.codec import decode, encode, frame
-from p2pgrid.wire.messages import ADDRESSES_MAX, BLOB_PIECE_BYTES_MAX, ROUTE_HOPS_MAX, TOKENS_PER_STEP_MAX
+from p2pgrid.wire.fields import ADDRESSES_MAX
+from p2pgrid.wire.messages import ROUTE_HOPS_MAX, TOKENS_PER_STEP_MAX
 from p2pgrid.wire.signing import Identity
+from p2pgrid.wire.transfer_messages import BLOB_PIECE_BYTES_MAX
 from tests.wire.samples import ADVERT, ADVERT_MESSAGES, BLOB_MESSAGES, OPEN, PROTOCOLS
 
 SAMPLES = {type(message).__name__: (protocol, message) for protocol, messages in PROTOCOLS for message in messages}

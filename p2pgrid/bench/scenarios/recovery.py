@@ -1,9 +1,13 @@
-"""What becomes of an answer when one of its stages is killed in the middle of it."""
+"""What becomes of an answer when one of its stages is killed, or frozen, in the middle of it."""
 
+import math
+import signal
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from statistics import median
+from typing import Literal
 
 import trio
 
@@ -19,6 +23,7 @@ from p2pgrid.node.wiring import describe_model, model_store, open_network
 from p2pgrid.swarm.processes import Member, wait_for_phase
 
 SHARES = (0.25, 0.5, 0.75)
+PROMPT_TOKENS = 128
 ANSWER_TOKENS = 128
 QUICK_ANSWER_TOKENS = 64
 REPLICAS = 2
@@ -26,16 +31,23 @@ REPLICAS = 2
 SERVE_S_MAX = 60.0
 KNOWN_S_MAX = 10.0
 """How long the client may take to hear of new nodes before it asks all the same."""
-PROMPT = "Once upon a time there was a small machine that stood in a parked car and had nothing to do all night."
-SYSTEM = "swarm"
+PROMPT = "Once upon a time there was a small machine that stood in a parked car and had nothing to do all night. "
+
+Blow = Literal["kill", "stop"]
+SYSTEMS: Mapping[Blow, str] = {"kill": "swarm", "stop": "swarm, frozen"}
+"""SIGKILL breaks a node's connections at once, SIGSTOP none: only silence tells."""
+GAP_MEDIAN_S_MAX: Mapping[Blow, float] = {"kill": 1.0, "stop": 3.5}
+GAP_P95_S_MAX = 2.5
+"""Of kills."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Kill the stage at this place of the route once this share of the answer has come."""
+    """Strike the stage at this place of the route once this share of the answer has come."""
 
     stage: int
     share: float
+    blow: Blow = "kill"
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,7 @@ class Outcome:
 
     recovered: bool
     after_s: float
-    """Recovered: the longest wait for a token since the kill. Else: from the kill to the client's error."""
+    """Recovered: the longest wait for a token since the blow. Else: from the blow to the client's error."""
     tokens_equal: float
     """The share of the tokens that came which are those of the undisturbed answer."""
     answered_share: float
@@ -57,25 +69,34 @@ class Outcomes:
 
     seen: list[tuple[Case, Outcome]] = field(default_factory=list)
 
-    def of(self, share: float) -> list[Outcome]:
-        return [outcome for case, outcome in self.seen if case.share == share]
+    def of(self, blow: Blow, share: float | None = None) -> list[Outcome]:
+        return [o for case, o in self.seen if case.blow == blow and share in (None, case.share)]
 
     def keep(self, bench: Bench) -> None:
-        """Rows for each share, and the plain count of answers that were completed."""
-        for share in SHARES:
-            outcomes = self.of(share)
-            at = f"@{round(100 * share)}"
-            bench.keep(SYSTEM, f"recovered{at}", "share", [float(o.recovered) for o in outcomes])
-            bench.keep(SYSTEM, f"gap_s{at}", "s", [o.after_s for o in outcomes if o.recovered])
-            bench.keep(SYSTEM, f"error_s{at}", "s", [o.after_s for o in outcomes if not o.recovered])
-            bench.keep(SYSTEM, f"tokens_equal{at}", "share", [o.tokens_equal for o in outcomes])
-            bench.keep(SYSTEM, f"answered_share{at}", "share", [o.answered_share for o in outcomes])
+        """Rows for each blow and share, what is demanded of all of them, and the plain count of completed answers."""
+        for blow, system in SYSTEMS.items():
+            for share in SHARES:
+                outcomes = self.of(blow, share)
+                at = f"@{round(100 * share)}"
+                bench.keep(system, f"recovered{at}", "share", [float(o.recovered) for o in outcomes])
+                bench.keep(system, f"gap_s{at}", "s", [o.after_s for o in outcomes if o.recovered])
+                bench.keep(system, f"error_s{at}", "s", [o.after_s for o in outcomes if not o.recovered])
+                bench.keep(system, f"tokens_equal{at}", "share", [o.tokens_equal for o in outcomes])
+                bench.keep(system, f"answered_share{at}", "share", [o.answered_share for o in outcomes])
+            gaps_s = [o.after_s for o in self.of(blow) if o.recovered]
+            bench.keep(system, "gap_median_s", "s", [median(gaps_s)] if gaps_s else [])
+            bench.keep(system, "gap_p95_s", "s", [largest_but_5_percent(gaps_s)] if gaps_s else [])
+            complete = [float(o.recovered and o.tokens_equal == o.answered_share == 1.0) for o in self.of(blow)]
+            bench.keep(system, "complete_and_equal", "share", complete)
+            bench.require("complete_and_equal", system, at_least=1.0)
+            bench.require("gap_median_s", system, at_most=GAP_MEDIAN_S_MAX[blow])
+        bench.require("gap_p95_s", SYSTEMS["kill"], at_most=GAP_P95_S_MAX)
         bench.note(self.summary())
 
     def summary(self) -> str:
         """One line for people."""
         if not self.seen:
-            return "no stage was killed: the scenario ended before"
+            return "no stage was lost: the scenario ended before"
         completed = sum(outcome.recovered for _, outcome in self.seen)
         stages = sorted({case.stage for case, _ in self.seen})
         counts = [
@@ -83,12 +104,22 @@ class Outcomes:
             f" {sum(c.stage == stage for c, _ in self.seen)}"
             for stage in stages
         ]
-        return f"{completed} of {len(self.seen)} answers were completed after a stage was killed ({', '.join(counts)})"
+        return f"{completed} of {len(self.seen)} answers were completed after a stage was lost ({', '.join(counts)})"
+
+
+def largest_but_5_percent(samples: Sequence[float]) -> float:
+    """The smallest sample that at least 95 % of the samples do not exceed: of fewer than 20 the largest."""
+    return sorted(samples)[math.ceil(0.95 * len(samples)) - 1]
 
 
 def cases(stages: int, rounds: int) -> list[Case]:
-    """Every share once a round, each round at other stages: `stages` rounds kill every stage at every share."""
-    return [Case((i + turn) % stages, share) for turn in range(rounds) for i, share in enumerate(SHARES)]
+    """Every share and blow once a round, each round at other stages: `stages` rounds strike every stage each way."""
+    return [
+        Case((i + turn) % stages, share, blow)
+        for turn in range(rounds)
+        for i, share in enumerate(SHARES)
+        for blow in SYSTEMS
+    ]
 
 
 def spans_of(layers: int, stages: int) -> list[Span]:
@@ -98,15 +129,15 @@ def spans_of(layers: int, stages: int) -> list[Span]:
     return [Span(layers * i // stages, layers * (i + 1) // stages) for i in range(stages)]
 
 
-def outcome_of(heard: Heard, killed_s: float, undisturbed: Sequence[int]) -> Outcome:
-    """`undisturbed` is the whole answer when nobody is killed; times on one clock."""
+def outcome_of(heard: Heard, struck_s: float, undisturbed: Sequence[int]) -> Outcome:
+    """`undisturbed` is the whole answer when nothing happens; times on one clock."""
     recovered = heard.error is None
-    times_s = [max([t for t in heard.times_s if t <= killed_s], default=killed_s)]
-    times_s += [t for t in heard.times_s if t > killed_s]
+    times_s = [max([t for t in heard.times_s if t <= struck_s], default=struck_s)]
+    times_s += [t for t in heard.times_s if t > struck_s]
     gap_s = max((b - a for a, b in pairwise(times_s)), default=0.0)
     return Outcome(
         recovered=recovered,
-        after_s=gap_s if recovered else heard.ended_s - killed_s,
+        after_s=gap_s if recovered else heard.ended_s - struck_s,
         tokens_equal=equal_share(heard.token_ids, undisturbed),
         answered_share=len(heard.token_ids) / len(undisturbed),
     )
@@ -121,11 +152,11 @@ async def run(bench: Bench) -> None:
         async with open_crew() as crew:
             await start_serving(crew, options.model, spans * REPLICAS)
             async with open_network(crew.bootstrap) as client:
-                await _kill_in_turn(_Scene(bench, crew, client, description, spans), outcomes)
+                await _strike_in_turn(_Scene(bench, crew, client, description, spans), outcomes)
         bench.note(crew.last_note())
     finally:
         outcomes.keep(bench)
-    bench.note(f"{len(spans)} stages, each with a spare node when one of its nodes is killed")
+    bench.note(f"{len(spans)} stages, each with a spare node when one of its nodes is lost")
 
 
 async def start_serving(crew: Crew, model: str, spans: Sequence[Span]) -> None:
@@ -174,9 +205,9 @@ class _Scene:
         await wait_for_route(self.client, model, self.description.manifest.layers)
 
 
-async def _kill_in_turn(scene: _Scene, outcomes: Outcomes) -> None:
+async def _strike_in_turn(scene: _Scene, outcomes: Outcomes) -> None:
     bench, client, description = scene.bench, scene.client, scene.description
-    prompt = Tokenizer(description.tokenizer).prompt(PROMPT)
+    prompt = Tokenizer(description.tokenizer).prompt(PROMPT * PROMPT_TOKENS)[:PROMPT_TOKENS]
     tokens = QUICK_ANSWER_TOKENS if bench.options.quick else ANSWER_TOKENS
     await wait_for_route(client, description.id, description.manifest.layers)
     calm = await hear(client, description, prompt, tokens)
@@ -186,38 +217,38 @@ async def _kill_in_turn(scene: _Scene, outcomes: Outcomes) -> None:
     for i, case in enumerate(todo):
         bench.progress(i, len(todo))
         await scene.fill_up(case.stage)
-        blow = _Blow(scene.crew, case.stage, int(tokens * case.share))
-        heard = await hear(client, description, prompt, tokens, blow.on_token)
-        if blow.victim is None:
+        striker = _Striker(scene.crew, case, int(tokens * case.share))
+        heard = await hear(client, description, prompt, tokens, striker.on_token)
+        if striker.victim is None:
             why = heard.error or "its process was not found"
             bench.note(
-                f"stage {case.stage} was not killed at {case.share:.0%} of an answer, which does not count: {why}"
+                f"stage {case.stage} was not struck at {case.share:.0%} of an answer, which does not count: {why}"
             )
             continue
-        await scene.crew.kill(blow.victim)
-        outcomes.seen.append((case, outcome_of(heard, blow.at_s, calm.token_ids)))
+        await scene.crew.kill(striker.victim)
+        outcomes.seen.append((case, outcome_of(heard, striker.at_s, calm.token_ids)))
     bench.progress(len(todo), len(todo))
 
 
-class _Blow:
-    """Kills the process of a stage at a token of an answer."""
+class _Striker:
+    """Kills or freezes the process of a stage at a token of an answer."""
 
-    def __init__(self, crew: Crew, stage: int, at_token: int) -> None:
+    def __init__(self, crew: Crew, case: Case, at_token: int) -> None:
         self.victim: Member | None = None
         self.at_s = 0.0
         self._crew = crew
-        self._stage = stage
+        self._case = case
         self._at_token = at_token
 
     def on_token(self, heard: Heard) -> None:
         if self.victim is not None or len(heard.token_ids) < self._at_token:
             return
-        peer = heard.route[self._stage].peer
+        peer = heard.route[self._case.stage].peer
         for member in self._crew.living:
             state = state_of(member, "serving")
             if state is not None and state.peer_id == peer:
-                member.process.kill()
+                member.process.send_signal(signal.SIGKILL if self._case.blow == "kill" else signal.SIGSTOP)
                 self.victim, self.at_s = member, trio.current_time()
 
 
-SCENARIO = Named("recovery", "a stage is killed in the middle of an answer, at every place of the route", run)
+SCENARIO = Named("recovery", "a stage is killed or frozen in the middle of an answer, at every place of the route", run)

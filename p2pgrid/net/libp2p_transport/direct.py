@@ -18,8 +18,9 @@ from p2pgrid.errors import LocalFault, PeerMisbehaved, PeerUnavailable
 from p2pgrid.ids import PeerId
 from p2pgrid.net.libp2p_transport.noise_stream import Handshakes, NoiseStream
 from p2pgrid.net.transport import StreamHandler
-from p2pgrid.wire.messages import STAGE_PROTOCOL, DirectOffer
+from p2pgrid.wire.messages import STAGE_PROTOCOL
 from p2pgrid.wire.signing import Identity
+from p2pgrid.wire.transfer_messages import DirectOffer
 
 log = structlog.get_logger()
 

@@ -20,8 +20,8 @@ from libp2p.security.noise.patterns import PatternXX
 
 from p2pgrid.errors import PeerMisbehaved, PeerUnavailable
 from p2pgrid.ids import PeerId
-from p2pgrid.wire.messages import DIRECT_PROTOCOL
 from p2pgrid.wire.signing import Identity
+from p2pgrid.wire.transfer_messages import DIRECT_PROTOCOL
 
 TAG_BYTES = 16
 PIECE_BYTES_MAX = 65_535 - TAG_BYTES

@@ -18,7 +18,8 @@ from p2pgrid.net.libp2p_transport.direct import DIRECT_PROTOCOLS, DIRECT_S_MAX, 
 from p2pgrid.net.libp2p_transport.host import CLOSE_STREAM_S_MAX, abort, let_go, live_connections
 from p2pgrid.net.libp2p_transport.wire import QuickStream, hosts_of
 from p2pgrid.net.transport import ByteStream, StreamHandler
-from p2pgrid.wire.messages import DIRECT_PROTOCOL, Contact, DirectOffer, DirectRequest
+from p2pgrid.wire.messages import Contact
+from p2pgrid.wire.transfer_messages import DIRECT_PROTOCOL, DirectOffer, DirectRequest
 
 log = structlog.get_logger()
 

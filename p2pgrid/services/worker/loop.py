@@ -32,7 +32,7 @@ _Said = tuple[Seat, list[tuple[PeerId, SessionMessage]]]
 
 
 class StageLoop:
-    """Runs the steps of all seats, one batch after another. `fail(seat, reason)` ends one session."""
+    """Runs the steps of all seats. `fail(seat, reason)` ends a session, `lose(seat, reason)` halts one."""
 
     def __init__(
         self,
@@ -40,12 +40,14 @@ class StageLoop:
         executor: Executor,
         links: Links,
         fail: Callable[[Seat, str], None],
+        lose: Callable[[Seat, str], None],
         tracer: Tracer = NO_TRACE,
     ) -> None:
         self._stage = stage
         self._runner = BatchRunner(stage, executor, tracer)
         self._links = links
         self._fail = fail
+        self._lose = lose
         self._scheduler = Scheduler(BATCH_ROWS_MAX)
         self._seats: dict[int, Seat] = {}
         self._work = trio.Event()
@@ -60,13 +62,21 @@ class StageLoop:
     def leave(self, seat: Seat) -> None:
         """No step of the seat begins any more; its credits go back."""
         seat.ended = True
-        self._scheduler.remove(seat.row)
         self._seats.pop(seat.row, None)
+        self.halt(seat)
+
+    def halt(self, seat: Seat) -> None:
+        """The seat's epoch is over: of what waits nothing is run or sent. A step that runs comes to its end."""
+        seat.halted = seat.deaf = True
+        seat.waits = False
+        self._scheduler.remove(seat.row)
         while seat.steps:
             seat.steps.popleft().release()
+        seat.outbox.clear()
+        seat.replay = None
 
     def put(self, seat: Seat, delivery: Delivery, step: Step) -> None:
-        """A step came for a seat that has not ended; `run_now` follows when no more do.
+        """A step of the seat's epoch came; `run_now` follows when no more do.
 
         Raises PeerMisbehaved for token ids that are none.
         """
@@ -76,16 +86,11 @@ class StageLoop:
             if self._is_under_way(seat, step):
                 delivery.release()
                 self._draft(seat)
-                self._consider(seat)
+                self.consider(seat)
                 return
             self._supersede(seat, step.position)
         seat.steps.append(Queued(step, delivery.release))
-        self._consider(seat)
-
-    def resume(self, seat: Seat) -> None:
-        """The seat's outbox is empty again."""
-        self._consider(seat)
-        self._work.set()
+        self.consider(seat)
 
     async def run(self) -> None:
         """Schedule, run, pass on, until cancelled."""
@@ -124,9 +129,9 @@ class StageLoop:
 
     # ── schedule ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _consider(self, seat: Seat) -> None:
-        """Have the seat's first step wait for its turn, unless one waits or runs already."""
-        if not seat.steps or seat.waits or seat.runs or seat.outbox or seat.ended:
+    def consider(self, seat: Seat) -> None:
+        """Have the seat's first step wait for its turn, unless one waits or runs already, or it may run none."""
+        if not seat.steps or seat.waits or seat.runs or seat.outbox or seat.halted:
             return
         step = seat.steps[0].step
         count = len(step.tokens) // 4 if step.want != "scores" else max(2, len(step.tokens) // 4)
@@ -136,7 +141,7 @@ class StageLoop:
     def _is_under_way(self, seat: Seat, step: Step) -> bool:
         """Whether stage 0 has guessed this step's token and sent, or is about to send, the step already."""
         drafter = seat.machine.drafter
-        if drafter is None or step.epoch != seat.machine.epoch:
+        if drafter is None:
             return False
         tokens = unpack_ints(step.tokens, self._stage.vocab).tolist()
         if len(tokens) == 1 and step.want == "token":
@@ -189,13 +194,13 @@ class StageLoop:
                     return Ready(seat, queued, tokens, hidden, targets)
                 case Refuse(length=length):
                     out_of_sync = OutOfSync(step.session, step.epoch, seat.machine.hop, length)
-                    self._say(seat, seat.machine.client, out_of_sync)
+                    self.say(seat, seat.machine.client, out_of_sync)
                 case Ignore():
                     pass
         except PeerMisbehaved as error:
             self._fail(seat, str(error))
         queued.release()
-        self._consider(seat)
+        self.consider(seat)
         return None
 
     def _unpack(self, step: Step) -> tuple[Ints, Floats | None, Ints]:
@@ -239,7 +244,11 @@ class StageLoop:
         if machine.drafter is not None and step.want == "token" and len(ready.tokens) == 1:
             machine.drafter.sent(step.position, trio.current_time(), took_s)
         form = choose_form(machine.opening.wire, self._links.bandwidth_bytes_s(machine.downstream))
-        return seat, messages_of(machine, step, result, form)
+        messages = messages_of(machine, step, result, form, seat.sent.put)
+        if seat.deaf:  # its session's task waits for this to be over
+            seat.wake.set()
+            return seat, []
+        return seat, messages
 
     def _pass_on(self, said: Sequence[_Said]) -> None:
         """Send what came of a batch, to each peer in one go: what was run together arrives together."""
@@ -249,21 +258,21 @@ class StageLoop:
                 by_peer.setdefault(peer, []).append((seat, message))
         for peer, for_peer in by_peer.items():
             for seat, message in for_peer:
-                self._say(seat, peer, message, more=True)
+                self.say(seat, peer, message, more=True)
             self._links.flush(peer)
         for seat, _ in said:
-            if not seat.ended:
+            if not seat.deaf:
                 self._draft(seat)
-                self._consider(seat)
+                self.consider(seat)
 
-    def _say(self, seat: Seat, peer: PeerId, message: SessionMessage, *, more: bool = False) -> None:
+    def say(self, seat: Seat, peer: PeerId, message: SessionMessage, *, more: bool = False) -> None:
         """Send now if the link has room, else leave it to the session's own task, in order."""
         try:
             if not seat.outbox and self._links.try_send(peer, message, more=more):
                 return
         except PeerUnavailable as error:
             if peer != seat.machine.client:  # the loss of a client's link ends its sessions anyway
-                self._fail(seat, str(error))
+                self._lose(seat, str(error))
             return
         seat.outbox.append((peer, message))
         seat.wake.set()

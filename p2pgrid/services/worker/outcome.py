@@ -1,18 +1,22 @@
 """What a stage says once a step has run, and to whom."""
 
+from collections.abc import Callable
+
+import msgspec
+
 from p2pgrid.core.stage_session import StageSession
 from p2pgrid.engine.run_step import HiddenOut, ScoresOut, StepOut, TokenOut
 from p2pgrid.ids import PeerId
 from p2pgrid.wire.hidden import pack_hidden
-from p2pgrid.wire.messages import Scores, SessionMessage, Step, Token, WireFormat
+from p2pgrid.wire.messages import Replay, Scores, SessionMessage, Step, Token, WireFormat
 from p2pgrid.wire.tensors import pack_floats, pack_ints
 
 
 def messages_of(
-    machine: StageSession, step: Step, result: StepOut, form: WireFormat
+    machine: StageSession, step: Step, result: StepOut, form: WireFormat, keep: Callable[[Step], None]
 ) -> list[tuple[PeerId, SessionMessage]]:
-    """Hidden states to the next stage, packed as `form`; from the last one tokens to stage 0, as far as the client
-    granted, and to the client.
+    """Hidden states to the next stage, packed as `form`, which `keep` gets too; from the last one tokens to stage 0, as
+    far as the client granted, and to the client.
     """
     match result:
         case HiddenOut(hidden=hidden):
@@ -28,8 +32,11 @@ def messages_of(
                 until=step.until,
                 form=used,
                 draft=step.draft,
+                through=step.through,
             )
-            return [(machine.downstream, onward)]
+            if not machine.opening.relayed:
+                keep(onward)
+            return [(machine.downstream, onward)] if machine.hop < step.through else []
         case TokenOut(token=token):
             position = step.position + len(step.tokens) // 4
             drawn = (machine.client, Token(step.session, step.epoch, position, token))
@@ -42,3 +49,10 @@ def messages_of(
             return [(machine.client, scores)]
         case None:
             return []
+
+
+def again(step: Step, asked: Replay) -> Step:
+    """A step that was sent before, as it is sent again: only to fill rows, and no further than it is needed."""
+    return msgspec.structs.replace(
+        step, epoch=asked.epoch, want="nothing", targets=b"", until=0, draft=False, through=asked.through
+    )

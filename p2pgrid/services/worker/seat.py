@@ -1,13 +1,14 @@
 """A session's place at a stage, which its own task and the loop share."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import trio
 
 from p2pgrid.core.stage_session import StageSession
 from p2pgrid.ids import PeerId
+from p2pgrid.services.worker.sent import SentSteps
 from p2pgrid.wire.messages import SessionMessage, Step
 
 
@@ -22,9 +23,10 @@ class Queued:
 class Seat:
     """A session's place at this stage: its machine, its KV row, the steps that wait and the messages that wait."""
 
-    def __init__(self, machine: StageSession, row: int) -> None:
+    def __init__(self, machine: StageSession, row: int, sent: SentSteps) -> None:
         self.machine = machine
         self.row = row
+        self.sent = sent
         # Unbounded in number, bounded in bytes: a step's share of its link's window is given back only when
         # the step was run.
         self.steps: deque[Queued] = deque()
@@ -36,7 +38,13 @@ class Seat:
         self.outbox: deque[tuple[PeerId, SessionMessage]] = deque()
         """What a link had no room for. No step is run while something is here, so a slow neighbour slows us."""
         self.entered = False
+        self.halted = machine.epoch > 0
+        """No step is run: the client has not yet said what is to be sent again."""
+        self.deaf = False
+        """No step is taken: the epoch is over, and the next one has not begun."""
         self.ended = False
         self.heard_at = trio.current_time()
         self.wake = trio.Event()
-        """For the session's own task: something is in the outbox."""
+        """For the session's own task: something is to be sent, or a step is over that it waits for."""
+        self.replay: Iterator[Step] | None = None
+        """What goes out before anything else, once the client has said so; then no more `halted`."""

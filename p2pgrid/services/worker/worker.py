@@ -15,27 +15,26 @@ from p2pgrid.net.links import Delivery, Links
 from p2pgrid.services.worker.loop import StageLoop
 from p2pgrid.services.worker.prefixes import Prefixes
 from p2pgrid.services.worker.seat import Seat
+from p2pgrid.services.worker.sent import SentLog
+from p2pgrid.services.worker.session import Here, Session
 from p2pgrid.trace import NO_TRACE, Tracer
-from p2pgrid.wire.messages import Busy, Close, Contact, Failed, Open, Opened, SessionMessage, Step
+from p2pgrid.wire.messages import (
+    Busy,
+    Close,
+    Failed,
+    Open,
+    Replay,
+    SessionMessage,
+    Step,
+)
 
 log = structlog.get_logger()
 
 FAREWELL_S_MAX = 0.5
-SESSION_IDLE_S_MAX = 120.0
-"""A KV row is not held longer than this for a client that lives and sends nothing."""
+ENDING_S = 0.1
+"""After which a session that ends is over, about."""
 SESSION_POSITIONS = 1024
 """What an ordinary session is taken for when a node says for how many more it has room."""
-
-
-class _Session:
-    """One session here. Its own task opens it, sends what a link had no room for, and gives everything back."""
-
-    def __init__(self, seat: Seat) -> None:
-        self.seat = seat
-        self.scope = trio.CancelScope()
-        self.farewell: str | None = None
-        self.worth_keeping = False
-        """It ended in order, and its client looks for prefixes: what it prefilled may serve others."""
 
 
 class Worker:
@@ -57,9 +56,11 @@ class Worker:
         self._own = own
         self._free_rows = list(reversed(range(stage.rows)))
         self._budget = KvBudget(stage.kv_positions * stage.position_bytes)
-        self._loop = StageLoop(stage, executor, links, self._fail, tracer)
+        self._sent = SentLog()
+        self._loop = StageLoop(stage, executor, links, self._fail, self._lose, tracer)
         self.prefixes = Prefixes(stage, executor, lambda: self._budget.cache_room)
-        self._sessions: dict[SessionId, _Session] = {}
+        self._here = Here(own, stage, links, self._loop, self.prefixes)
+        self._sessions: dict[SessionId, Session] = {}
         self._tasks: trio.Nursery | None = None
         self._draining = False
         self._idle = trio.Event()
@@ -122,13 +123,17 @@ class Worker:
         self._loop.run_now()
 
     def on_message_nowait(self, delivery: Delivery) -> bool:
-        """Take a step or the end of a session; False for anything else. Steps wait until `run_now`."""
+        """Take a step, a replay or the end of a session; False for anything else. Steps wait until `run_now`."""
         match delivery.message:
             case Step() as step:
                 session = self._sessions.get(step.session)
                 if session is not None:
                     self._take(session, delivery, step)
                     return True
+            case Replay() as asked:
+                session = self._sessions.get(asked.session)
+                if session is not None and session.seat.machine.client == delivery.peer:
+                    session.replay(asked)
             case Close(session=session_id):
                 session = self._sessions.get(session_id)
                 if session is not None and session.seat.machine.client == delivery.peer:
@@ -139,21 +144,20 @@ class Worker:
         return True
 
     def on_lost(self, peer: PeerId, reason: str) -> None:
-        """A link is gone: a client's sessions end; sessions that send to a lost stage tell their client."""
+        """A link is gone: a client's sessions end; sessions that send to a lost stage wait for another route."""
         for session in list(self._sessions.values()):
-            machine = session.seat.machine
-            if machine.client == peer:
+            if session.seat.machine.client == peer:
                 self._end(session, None)
-            elif machine.downstream == peer:
-                span = machine.next_hop.span
-                self._end(session, f"lost the link to the next stage (layers {span} on {peer}): {reason}")
+            else:
+                session.lost_link(peer, reason)
 
     # ── a session's beginning ────────────────────────────────────────────────────────────────────────────
 
     async def _open(self, client: PeerId, opening: Open) -> None:
         failed = partial(Failed, opening.session, opening.epoch, opening.hop)
-        if opening.session in self._sessions:
-            await self._say(client, failed("a session of this id is open already"))
+        known = self._sessions.get(opening.session)
+        if known is not None:
+            await self._reopen(known, client, opening)
             return
         machine = StageSession(client, opening, self._stage.context_max)
         try:
@@ -173,91 +177,84 @@ class Worker:
             await self._say(client, Busy(opening.session, opening.epoch, opening.hop, after_s))
             return
         self.prefixes.trim()
-        session = _Session(Seat(machine, self._free_rows.pop()))
+        session = Session(self._here, Seat(machine, self._free_rows.pop(), self._sent.open()))
         self._sessions[opening.session] = session
         assert self._tasks is not None
         self._tasks.start_soon(self._serve, session)
 
-    def _take(self, session: _Session, delivery: Delivery, step: Step) -> None:
-        if not session.seat.machine.may_send(delivery.peer):
-            log.warning("step from a peer that is not in the session's route", peer=delivery.peer)
+    async def _reopen(self, session: Session, client: PeerId, opening: Open) -> None:
+        """Another route of a session that is here: it goes on with the row that it has."""
+        answer: SessionMessage
+        if client != session.seat.machine.client or opening.epoch <= session.latest.epoch:
+            answer = Failed(opening.session, opening.epoch, opening.hop, "a session of this id is open already")
+        elif session.seat.ended:
+            answer = Busy(opening.session, opening.epoch, opening.hop, ENDING_S)
+        else:
+            session.reopen(opening)
+            return
+        await self._say(client, answer)
+
+    def _take(self, session: Session, delivery: Delivery, step: Step) -> None:
+        seat = session.seat
+        if seat.deaf or not seat.entered or step.epoch != seat.machine.epoch:  # before `Opened` no step is due
             delivery.release()
-        elif session.seat.ended or not session.seat.entered:  # before `Opened` no step is due
+        elif not seat.machine.may_send(delivery.peer):
+            log.warning("step from a peer that is not in the session's route", peer=delivery.peer)
             delivery.release()
         else:
             try:
-                self._loop.put(session.seat, delivery, step)
+                self._loop.put(seat, delivery, step)
             except PeerMisbehaved as error:
                 delivery.release()
-                self._fail(session.seat, str(error))
+                self._fail(seat, str(error))
 
     # ── its life and its end ─────────────────────────────────────────────────────────────────────────────
 
-    async def _serve(self, session: _Session) -> None:
+    async def _serve(self, session: Session) -> None:
         """The life of one session. Gives its row back, whatever happens."""
-        seat = session.seat
-        machine = seat.machine
         try:
-            with session.scope:
-                if not machine.opening.relayed:
-                    following = machine.next_hop
-                    await self._links.connect(Contact(following.peer, following.addresses))
-                await self.prefixes.fill(machine, seat.row)
-                self._loop.enter(seat)
-                opened = Opened(machine.opening.session, machine.epoch, machine.hop, machine.length)
-                # Not `_say`: a client whose link was lost before its session was known here is lost for good.
-                await self._links.send(machine.client, opened)
-                while True:
-                    await self._woken(seat)
-                    await self._send_waiting(seat)
+            await session.live()
         except (PeerUnavailable, PeerMisbehaved, LocalFault) as error:
             session.farewell = session.farewell or str(error)
         finally:
             with trio.CancelScope(shield=True):
                 await self._forget(session)
         if session.farewell is not None:
-            failed = Failed(machine.opening.session, machine.epoch, machine.hop, session.farewell[:500])
+            opening = session.latest
+            failed = Failed(opening.session, opening.epoch, opening.hop, session.farewell[:500])
             with trio.move_on_after(FAREWELL_S_MAX):
-                await self._say(machine.client, failed)
-
-    async def _woken(self, seat: Seat) -> None:
-        """Something is in the outbox. Raises PeerUnavailable when the session is silent for too long."""
-        while not seat.outbox:
-            silent_at = seat.heard_at + SESSION_IDLE_S_MAX
-            if trio.current_time() >= silent_at:
-                raise PeerUnavailable(f"no step came for {SESSION_IDLE_S_MAX:.0f} s", seat.machine.client)
-            seat.wake = trio.Event()
-            with trio.move_on_at(silent_at):
-                await seat.wake.wait()
-
-    async def _send_waiting(self, seat: Seat) -> None:
-        while seat.outbox:
-            peer, message = seat.outbox[0]
-            if peer == seat.machine.client:
-                await self._say(peer, message)
-            else:
-                await self._links.send(peer, message)
-            seat.outbox.popleft()
-        self._loop.resume(seat)
+                await session.say(failed)
 
     def _fail(self, seat: Seat, reason: str) -> None:
-        session = self._sessions.get(seat.machine.id)
-        if session is not None and session.seat is seat:
+        session = self._session_of(seat)
+        if session is not None:
             self._end(session, reason)
 
-    def _end(self, session: _Session, farewell: str | None) -> None:
+    def _lose(self, seat: Seat, reason: str) -> None:
+        session = self._session_of(seat)
+        if session is not None:
+            session.lose(reason)
+
+    def _session_of(self, seat: Seat) -> Session | None:
+        session = self._sessions.get(seat.machine.id)
+        return session if session is not None and session.seat is seat else None
+
+    def _end(self, session: Session, farewell: str | None) -> None:
         """End a session from outside its task: in order, or with a `farewell` that is told to its client."""
         if not session.seat.ended:
             session.farewell = farewell
-            if farewell is None and session.seat.entered and session.seat.machine.opening.prefix:
+            machine = session.seat.machine
+            # After a loss the row holds what stages computed that are no longer named in its route.
+            if farewell is None and session.seat.entered and machine.opening.prefix and machine.epoch == 0:
                 session.worth_keeping = True
                 self.prefixes.expect()
         self._loop.leave(session.seat)
         session.scope.cancel()
 
-    async def _forget(self, session: _Session) -> None:
+    async def _forget(self, session: Session) -> None:
         seat = session.seat
         self._loop.leave(seat)
+        seat.sent.close()
         if session.worth_keeping:
             await self.prefixes.keep(seat.machine, seat.row)
         # In the executor's lane, so behind a step of this row that may still be running.

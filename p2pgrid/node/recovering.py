@@ -1,0 +1,148 @@
+"""A session that survives its stages: when one is lost in mid-answer, it goes on along another route."""
+
+from collections.abc import Collection
+
+import structlog
+import trio
+
+from p2pgrid.core.generation import SendStep
+from p2pgrid.core.recovery import Recovery
+from p2pgrid.core.routing import explain_no_route
+from p2pgrid.errors import NoRoute, Overloaded, PeerError
+from p2pgrid.ids import ModelId, PeerId, SessionId
+from p2pgrid.node.peer import Peer
+from p2pgrid.services.pipeline import PipelineSession, Terms
+from p2pgrid.wire.messages import Hop, Scores, Token
+
+log = structlog.get_logger()
+
+ATTEMPTS_MAX = 8
+"""Routes that are tried without an answer in between."""
+PAUSE_S = 0.1
+"""Before a peer that failed is asked again because nobody else is left; twice as long each time."""
+
+
+class RecoveringSession:
+    """`session`, moved to other stages of `model` as often as it must be. Belongs to one task.
+
+    Relayed sessions are not moved: their stages cannot reach each other, so none could fill another one.
+    """
+
+    def __init__(self, peer: Peer, model: ModelId, layers: int, session: PipelineSession, terms: Terms) -> None:
+        self.recoveries: tuple[Recovery, ...] = ()
+        self._peer = peer
+        self._model = model
+        self._layers = layers
+        self._session = session
+        self._terms = terms
+        self._lost: dict[PeerId, None] = {}
+        """Left out as long as there is anybody else."""
+        self._busy: set[PeerId] = set()
+        self._answers = 0
+        self._attempts = 0
+        """Since the last answer."""
+        self._why: PeerError | None = None
+        """What came first since the last answer: of all that goes wrong then it says most."""
+        self._give_up_at_s = 0.0
+
+    @property
+    def id(self) -> SessionId:
+        return self._session.id
+
+    @property
+    def route(self) -> tuple[Hop, ...]:
+        return self._session.route
+
+    @property
+    def cached(self) -> int:
+        return self._session.cached
+
+    async def send(self, step: SendStep) -> None:
+        """To stage 0. Raises NoRoute, or the PeerError that nothing could be done about."""
+        try:
+            await self._session.send(step)
+        except PeerError as error:
+            await self._recover(error)  # which sends the step too
+
+    async def receive(self) -> Token | Scores:
+        """The next answer of the last stage. Raises as `send`."""
+        while True:
+            try:
+                answer = await self._session.receive()
+            except PeerError as error:
+                await self._recover(error)
+            else:
+                self._answers += 1
+                self._attempts = 0
+                return answer
+
+    async def _recover(self, error: PeerError) -> None:
+        if self._session.relayed:
+            raise error
+        began_s = trio.current_time()
+        if not self._attempts:
+            self._why = error
+            self._give_up_at_s = began_s + self._peer.settings.recover_s_max
+        lost: dict[PeerId, None] = {}
+        while True:
+            log.debug("the answer goes on elsewhere", error=str(error))
+            self._attempts += 1
+            if error.peer is None or self._attempts > ATTEMPTS_MAX or trio.current_time() >= self._give_up_at_s:
+                raise self._why or error
+            self._leave_out(error)
+            lost[error.peer] = None
+            route = await self._find_route(error)
+            try:
+                await self._session.reroute(route)
+            except PeerError as again:
+                error = again
+            else:
+                took_s = trio.current_time() - began_s
+                self.recoveries += (Recovery(self._answers, tuple(lost), took_s),)
+                return
+
+    def _leave_out(self, error: PeerError) -> None:
+        assert error.peer is not None
+        if isinstance(error, Overloaded):
+            self._busy.add(error.peer)
+        else:
+            self._lost[error.peer] = None
+            self._peer.avoidance.failed(error.peer, trio.current_time())
+
+    async def _find_route(self, error: PeerError) -> tuple[Hop, ...]:
+        """The best route that is left, waited for as long as there is patience. Raises NoRoute."""
+        discovery = self._peer.discovery
+        patience_s = self._give_up_at_s - trio.current_time()
+        await discovery.wait_until(self._model, lambda: self._best_route() is not None, patience_s)
+        route = self._best_route()
+        if route is None:
+            serving = [advert for advert in self._peer.adverts(self._model) if advert.state == "serving"]
+            why = explain_no_route(serving, self._layers)
+            raise NoRoute(f"{self._why}; nobody took its place within {self._peer.settings.recover_s_max:.0f} s: {why}")
+        if any(hop.peer in self._lost or hop.peer in self._busy for hop in route):
+            self._busy.clear()
+            again_s = error.retry_after_s if isinstance(error, Overloaded) else PAUSE_S * 2**self._attempts
+            await trio.sleep(again_s * self._peer.rng.uniform(0.5, 1.5))
+        return route
+
+    def _best_route(self) -> tuple[Hop, ...] | None:
+        """Without those who failed; if that is none, with the busy ones; if that is none, with any."""
+        return (
+            self._route_without({*self._lost, *self._busy})
+            or self._route_without(self._lost)
+            or self._route_without(())
+        )
+
+    def _route_without(self, avoid: Collection[PeerId]) -> tuple[Hop, ...] | None:
+        terms = self._terms
+        try:
+            return self._peer.find_route(
+                self._model,
+                self._layers,
+                avoid=avoid,
+                prefer={peer for peer in self._session.rows if peer not in self._lost},
+                positions=terms.positions,
+                scope=terms.cache_scope,
+            )
+        except NoRoute:
+            return None

@@ -1,0 +1,6 @@
+"""The client side of the pipeline: sessions that are open on every stage of a route, and move to another one."""
+
+from p2pgrid.services.pipeline.pipeline import Pipeline
+from p2pgrid.services.pipeline.session import PipelineSession, Terms
+
+__all__ = ["Pipeline", "PipelineSession", "Terms"]
