@@ -122,15 +122,15 @@ def _show(models: list[dict[str, Any]]) -> None:
         show("no node was found; start one with: p2pgrid node --bootstrap ADDR")
     for each in models:
         table = Table(title=f"{each['model']}: {_verdict(each)}", title_justify="left")
-        for column in ("node", "layers", "state", "ms a step", "ms queued", "tokens/s", "free sessions", "address"):
+        for column in ("node", "layers", "state", "ms a step + queue", "tokens/s", "free", "address"):
             table.add_column(column, overflow="fold")
         for node in each["nodes"]:
             layers = "-" if node["layers"] is None else _span(node["layers"])
             if node["moving_to"] is not None:
                 layers += f", soon {_span(node['moving_to'])}"
             address = node["addresses"][0].split("/p2p/")[0] if node["addresses"] else "-"
-            rates = f"{node['tokens_per_s']:.0f} of {node['tokens_per_s_max']:.0f}"
-            figures = (f"{node['step_ms']:.1f}", f"{node['queue_ms']:.1f}", rates, str(node["sessions_free"]))
+            ms = f"{node['step_ms']:.1f} + {node['queue_ms']:.1f}"
+            figures = (ms, f"{node['tokens_per_s']:.0f}/{node['tokens_per_s_max']:.0f}", str(node["sessions_free"]))
             table.add_row(node["peer_id"], layers, node["state"], *figures, address)
         stdout.print(table)
         if each["served"]:

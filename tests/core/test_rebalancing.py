@@ -205,6 +205,23 @@ def test_a_small_gain_is_not_worth_a_move() -> None:
     assert move_of(swarm(*[(0, 6)] * 10, *[(6, 12)] * 7, span_max=6), "A") == Move(Span(6, 12), urgent=False)
 
 
+def test_a_node_on_which_the_only_route_depends_stays_though_others_hold_its_layers() -> None:
+    """Spans that were told to overlap by half: without the last one nothing joins up, until it has moved."""
+    adverts = swarm((0, 6), (3, 12), (3, 12), (3, 12), (6, 12), span_max=3)
+    assert joins_up([*spans_of(adverts[:4]), Span(0, 3)], LAYERS)
+    assert not joins_up(spans_of(adverts[:4]), LAYERS)
+    assert move_of(adverts, "E") is None
+    assert move_of([*adverts, advert("F", (6, 12), layers=LAYERS)], "E") == Move(Span(0, 3), urgent=False)
+
+
+def test_a_node_stays_for_a_route_that_is_about_to_be() -> None:
+    """Nobody can use the model yet; whoever loads 0:6 will join up with us and with nobody else."""
+    adverts = [*swarm((4, 12), (4, 12), (6, 12), span_max=3), joiner("J", (0, 6))]
+    assert should_move(adverts, PeerId("C"), Span(6, 12), 3, LAYERS, claimed=False) is None
+    others = [*adverts, advert("D", (6, 12), layers=LAYERS)]
+    assert should_move(others, PeerId("C"), Span(6, 12), 3, LAYERS, claimed=False) == Move(Span(0, 3), urgent=False)
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 6)).filter(lambda s: s[0] < s[1]), max_size=6))
 @example([(0, 3), (2, 6)])
 @bounded

@@ -7,15 +7,29 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 import trio
 
+from p2pgrid.core.rebalancing import Move
 from p2pgrid.errors import NoRoute, Overloaded, PeerUnavailable
 from p2pgrid.ids import Span
 from p2pgrid.net.memory_transport import MemoryNetwork
 from p2pgrid.node.client import open_session
-from p2pgrid.node.moving import LOOK_S
+from p2pgrid.node.moving import LOOK_S, Mover
 from p2pgrid.node.node import MOVE_DRAIN_S_MAX
 from p2pgrid.node.peer import Peer
 from p2pgrid.services.pipeline import Terms
-from tests.swarm_kit import LAYERS, MODEL, SEEDED, Life, alone, answer_of, generation, hop_of, joined, living
+from tests.net.peers import identity
+from tests.swarm_kit import (
+    LAYERS,
+    MODEL,
+    SEEDED,
+    Life,
+    alone,
+    answer_of,
+    generation,
+    hop_of,
+    joined,
+    living,
+    serving_advert,
+)
 
 FIRST, SECOND = Span(0, 5), Span(5, 10)
 
@@ -151,3 +165,38 @@ async def test_of_several_that_could_fill_a_gap_one_goes(
         moved = [life for life in lives if life not in seconds and len(life.stages) > 1]
         assert len(moved) == 1
         assert held(moved[0]) == SECOND
+
+
+@pytest.mark.parametrize("theirs", ["lower", "higher"])
+async def test_of_two_that_claim_a_gap_at_once_the_one_with_the_lower_id_goes(
+    theirs: str, autojump_clock: trio.abc.Clock
+) -> None:
+    """The other one hears our claim in the moment in which it has made its own."""
+    low, high = sorted((1, 2), key=lambda number: identity(number).peer)
+    mine, other = (high, low) if theirs == "lower" else (low, high)
+    network = MemoryNetwork(random.Random(1))
+    async with joined(network, mine) as peer, joined(network, other) as rival, joined(network, 3) as third:
+        claims: list[Span | None] = []
+        own = peer.transport.peer
+
+        async def publish() -> None:
+            claims.append(mover.claim)
+            await peer.discovery.publish(lambda: serving_advert(own, SECOND, span_max=5, moving_to=mover.claim))
+            if mover.claim is not None:
+                rivals = serving_advert(rival.transport.peer, SECOND, span_max=5, moving_to=FIRST)
+                await rival.discovery.publish(lambda: rivals)
+
+        mover = Mover(peer, MODEL, LAYERS, 5, publish)
+        await rival.discovery.publish(lambda: serving_advert(rival.transport.peer, SECOND, span_max=5))
+        await third.discovery.publish(lambda: serving_advert(third.transport.peer, SECOND))
+        await peer.discovery.publish(lambda: serving_advert(own, SECOND, span_max=5))
+        await trio.sleep(10)
+        move = None
+        with trio.move_on_after(8):
+            move = await mover.next_move(SECOND)
+        if theirs == "lower":
+            assert move is None
+            assert claims == [FIRST, None], "taken back, and not made again while the other one is on its way"
+        else:
+            assert move == Move(FIRST, urgent=True)
+            assert claims == [FIRST]

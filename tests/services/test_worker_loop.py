@@ -181,6 +181,16 @@ async def test_a_prompt_that_begins_like_an_earlier_one_computes_only_what_is_ne
         assert third.token_ids == await alone(SEEDED, other_end, context_max=512)
 
 
+async def test_a_stage_that_was_drained_holds_no_prefixes(autojump_clock: trio.abc.Clock) -> None:
+    """Its node may be about to load other layers, and needs the room."""
+    async with wide_chain() as chain:
+        await ask(chain, LONG, Terms(GREEDY, prompt=LONG), context_max=512)
+        await trio.sleep(1)
+        assert chain.workers[0].kv_bytes > 0
+        await chain.workers[0].drain(1.0)
+        assert chain.workers[0].kv_bytes == 0
+
+
 async def test_scopes_share_nothing(autojump_clock: trio.abc.Clock) -> None:
     async with wide_chain() as chain:
         for scope in ("mine", "yours", ""):

@@ -41,6 +41,10 @@ class Prefixes:
         """Let go of what sessions need the room for, the least recently used first."""
         self._cache.shrink(self._room())
 
+    def forget(self) -> None:
+        """Let go of everything: nobody will come for it."""
+        self._cache.shrink(0)
+
     def expect(self) -> None:
         """A `keep` is on its way: whoever opens a session now may be about to go on from what it brings."""
         self._expected += 1

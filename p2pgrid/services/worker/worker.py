@@ -102,6 +102,7 @@ class Worker:
             self._end(session, "the node is leaving")
         with trio.move_on_after(FAREWELL_S_MAX):
             await self._wait_idle()
+        self.prefixes.forget()
 
     async def _wait_idle(self) -> None:
         while self._sessions:
