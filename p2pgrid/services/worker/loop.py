@@ -39,7 +39,7 @@ class _Ready:
 
     @property
     def alone(self) -> bool:
-        return len(self.tokens) > 1 or self.queued.step.want == "scores"
+        return len(self.tokens) > 1 or self.queued.step.want != "token"
 
 
 _Said = tuple[Seat, list[tuple[PeerId, SessionMessage]]]
