@@ -601,6 +601,7 @@ async def test_steps_of_the_route_before_are_passed_over_and_their_credit_comes_
         first = chain.route[0].peer
         await client.links.send(first, a_step(0, PROMPT[:8]))
         await client.links.send(first, a_step(8, PROMPT[8:16]))
+        await trio.sleep(0.1)
         await client.links.send(first, reopening(chain, 0))
         for _ in range(20):  # the window holds four
             with trio.fail_after(5):
