@@ -19,7 +19,7 @@ from cyclopts import App
 from rich.console import Console
 
 from p2pgrid.cli.app import app
-from p2pgrid.wire import adverts, messages, transfer_messages
+from p2pgrid.wire import adverts, fields, messages, transfer_messages
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "p2pgrid"
@@ -218,7 +218,7 @@ def test_the_pages_name_the_numbers_of_the_code() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in PROTOCOL_PAGES.glob("*.md")).replace(",", "")
     limits = {
         name: value
-        for module in (*MESSAGES, codec)
+        for module in (*MESSAGES, fields, codec)
         for name, value in vars(module).items()
         if name.endswith("_MAX") and isinstance(value, int)
     }

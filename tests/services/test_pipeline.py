@@ -12,7 +12,20 @@ from p2pgrid.ids import SessionId
 from p2pgrid.net.links import Delivery
 from p2pgrid.services.pipeline import PipelineSession, Terms
 from p2pgrid.settings import LinkSettings, PipelineSettings
-from p2pgrid.wire.messages import Busy, Close, Contact, Failed, Hop, Open, Opened, OutOfSync, Sampling, Scores, Token
+from p2pgrid.wire.messages import (
+    Busy,
+    Close,
+    Contact,
+    Failed,
+    Hop,
+    Lost,
+    Open,
+    Opened,
+    OutOfSync,
+    Sampling,
+    Scores,
+    Token,
+)
 from tests.net.peers import Node as LinkedNode
 from tests.net.peers import identity, linked
 from tests.swarm_kit import (
@@ -291,6 +304,20 @@ async def test_answers_that_came_before_the_end_are_still_received(autojump_cloc
         assert await session.receive() == Token(session.id, 0, 20, 3)
         with pytest.raises(PeerUnavailable, match=r"stage 1 \(layers 5:10 .*the node is leaving"):
             await session.receive()
+
+
+async def test_a_stage_is_believed_about_the_next_one_alone(autojump_clock: trio.abc.Clock) -> None:
+    async with acting() as actors, actors.open() as session:
+        one, two = (stage.peer for stage in actors.route)
+        await actors.say(0, Lost(session.id, 0, 0, one, "itself"))
+        await actors.say(1, Lost(session.id, 0, 0, two, "in the other's name"))
+        await actors.say(0, Lost(session.id, 1, 0, two, "in another epoch"))
+        await actors.say(1, Token(session.id, 0, 20, 3))
+        assert await session.receive() == Token(session.id, 0, 20, 3)
+        await actors.say(1, Lost(session.id, 0, 1, one, "it was silent"))
+        with pytest.raises(PeerUnavailable, match=r"stage 1 .* lost stage 0 .*: it was silent") as raised:
+            await session.receive()
+        assert raised.value.peer == one, "that is who is left out"
 
 
 async def test_what_is_for_a_stage_is_misbehaviour_at_a_client(autojump_clock: trio.abc.Clock) -> None:

@@ -26,6 +26,7 @@ from p2pgrid.wire.messages import (
     Open,
     Opened,
     OutOfSync,
+    Replay,
     Sampling,
     Step,
     Token,
@@ -529,6 +530,129 @@ async def test_a_session_that_lost_its_next_stage_waits_for_another_route_but_no
         assert "no other route came" in ended.reason
         assert chain.workers[0].sessions_free == 4
         assert chain.rows_taken[2] == 1, "it lost nobody, and waits for steps"
+
+
+# ── another route in mid-session ─────────────────────────────────────────────────────────────────────────
+
+
+def reopening(chain: Chain, hop: int, epoch: int = 1) -> Open:
+    return msgspec.structs.replace(opening(chain.route, hop), epoch=epoch)
+
+
+async def test_a_session_that_is_opened_along_another_route_says_what_it_holds(autojump_clock: trio.abc.Clock) -> None:
+    async with open_chain(2) as chain, talking_to(chain) as client:
+        await open_by_hand(client, chain.route)
+        await client.links.send(chain.route[0].peer, a_step(0, PROMPT[:8]))
+        await trio.sleep(1)
+        client.arrived.clear()
+        for hop in range(2):
+            await client.links.send(chain.route[hop].peer, reopening(chain, hop))
+        found = sorted([await reply(client), await reply(client)], key=lambda opened: getattr(opened, "hop", 9))
+        assert found == [Opened(SESSION, 1, 0, 8, 0), Opened(SESSION, 1, 1, 8, 8)], "the last stage sends nothing on"
+        assert chain.rows_taken == [1, 1]
+
+
+async def test_nothing_runs_in_a_new_epoch_before_the_client_said_what_to_replay(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with open_chain(2) as chain, talking_to(chain) as client:
+        await open_by_hand(client, chain.route)
+        for hop in range(2):
+            await client.links.send(chain.route[hop].peer, reopening(chain, hop))
+        await trio.sleep(1)
+        client.arrived.clear()
+        step = msgspec.structs.replace(a_step(0, PROMPT, want=True), epoch=1)
+        await client.links.send(chain.route[0].peer, step)
+        await trio.sleep(1)
+        assert chain.stages[0].steps == 0
+        for hop in range(2):
+            await client.links.send(chain.route[hop].peer, Replay(SESSION, 1))
+        assert await reply(client) == Token(SESSION, 1, len(PROMPT), (await alone(max_tokens=1))[0])
+
+
+async def test_what_is_replayed_goes_before_new_steps_and_no_further_than_it_must(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with open_chain(3) as chain, talking_to(chain) as client:
+        await open_by_hand(client, chain.route)
+        first = chain.route[0].peer
+        await client.links.send(first, a_step(0, PROMPT[:8]))
+        await client.links.send(first, a_step(8, PROMPT[8:16]))
+        await trio.sleep(1)
+        for hop in range(3):
+            await client.links.send(chain.route[hop].peer, reopening(chain, hop))
+        await trio.sleep(1)
+        before = [stage.positions for stage in chain.stages]
+        client.arrived.clear()
+        step = msgspec.structs.replace(a_step(16, PROMPT[16:], want=True), epoch=1)
+        await client.links.send(first, step)
+        await client.links.send(first, Replay(SESSION, 1, 0, 16, 1))
+        for hop in (1, 2):
+            await client.links.send(chain.route[hop].peer, Replay(SESSION, 1))
+        assert await reply(client) == Token(SESSION, 1, len(PROMPT), (await alone(max_tokens=1))[0])
+        assert [stage.positions - b for stage, b in zip(chain.stages, before, strict=True)] == [4, 20, 4]
+
+
+async def test_steps_of_the_route_before_are_passed_over_and_their_credit_comes_back(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with open_chain(1, link_settings=SMALL_WINDOW, cost_s=0.5) as chain, talking_to(chain) as client:
+        await open_by_hand(client, chain.route)
+        first = chain.route[0].peer
+        await client.links.send(first, a_step(0, PROMPT[:8]))
+        await client.links.send(first, a_step(8, PROMPT[8:16]))
+        await trio.sleep(0.1)
+        await client.links.send(first, reopening(chain, 0))
+        for _ in range(20):  # the window holds four
+            with trio.fail_after(5):
+                await client.links.send(first, a_step(8, PROMPT[8:16]))
+        with trio.fail_after(5):
+            await client.arrival(2)
+        opened = client.arrived[-1][1]
+        assert opened == Opened(SESSION, 1, 0, 8, 8), "the step that ran came to its end, the one that waited did not"
+        assert chain.stages[0].steps == 1
+
+
+@pytest.mark.parametrize("who", ["another client", "the same epoch", "an earlier epoch"])
+async def test_a_session_is_not_taken_over(who: str, autojump_clock: trio.abc.Clock) -> None:
+    async with open_chain(1) as chain, talking_to(chain) as client, talking_to(chain, 801) as other:
+        await open_by_hand(client, chain.route)
+        await client.links.send(chain.route[0].peer, reopening(chain, 0, 5))
+        await client.arrival(2)
+        client.arrived.clear()
+        asker = other if who == "another client" else client
+        epoch = {"another client": 6, "the same epoch": 5, "an earlier epoch": 4}[who]
+        await asker.links.send(chain.route[0].peer, reopening(chain, 0, epoch))
+        refused = await reply(asker)
+        assert isinstance(refused, Failed)
+        assert "open already" in refused.reason
+        await other.links.send(chain.route[0].peer, Replay(SESSION, 5))
+        step = msgspec.structs.replace(a_step(0, PROMPT, want=True), epoch=5)
+        await client.links.send(chain.route[0].peer, step)
+        await trio.sleep(1)
+        assert client.arrived == [], "nobody but its client sets it going"
+        await client.links.send(chain.route[0].peer, Replay(SESSION, 5))
+        assert isinstance(await reply(client), Token)
+
+
+async def test_a_new_route_that_does_not_fit_ends_the_session_with_the_reason(autojump_clock: trio.abc.Clock) -> None:
+    async with open_chain(2) as chain, talking_to(chain) as client:
+        await open_by_hand(client, chain.route)
+        client.arrived.clear()
+        await client.links.send(chain.route[0].peer, msgspec.structs.replace(reopening(chain, 0), hop=1))
+        refused = await reply(client)
+        assert isinstance(refused, Failed)
+        assert (refused.epoch, "the route expects" in refused.reason) == (1, True)
+        assert chain.rows_taken[0] == 0
+
+
+async def test_a_message_to_a_stage_of_a_session_that_it_does_not_know_hurts_nobody(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with open_chain(1) as chain, talking_to(chain) as client:
+        await client.links.send(chain.route[0].peer, Replay(SESSION, 1, 0, 99))
+        await client.links.send(chain.route[0].peer, Close(SESSION))
+        await open_by_hand(client, chain.route)
 
 
 async def test_an_answer_sent_to_a_stage_cuts_its_sender_off(autojump_clock: trio.abc.Clock) -> None:

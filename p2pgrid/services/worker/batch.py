@@ -25,15 +25,16 @@ class Ready:
     hidden: Floats | None
     targets: Ints
 
-    @property
-    def alone(self) -> bool:
-        return len(self.tokens) > 1 or self.queued.step.want == "scores"
-
 
 Results = Sequence[StepOut | LocalFault]
 """What came of each step of a batch."""
 Outcome = tuple[Results, float]
 """That, and the seconds it took."""
+
+
+def runs_alone(batch: Sequence[Ready]) -> bool:
+    """Whether the batch is a step that decodes nothing: of several positions, to be scored, or to fill a row."""
+    return len(batch) == 1 and (len(batch[0].tokens) > 1 or batch[0].queued.step.want != "token")
 
 
 class BatchRunner:
@@ -80,7 +81,7 @@ class BatchRunner:
         return results, took_s
 
     def _work_of(self, batch: Sequence[Ready]) -> Callable[[], Results]:
-        if batch[0].alone:
+        if runs_alone(batch):
             return partial(self._run_alone, batch[0])
         rows = [
             RowStep(

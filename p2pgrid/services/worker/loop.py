@@ -15,7 +15,7 @@ from p2pgrid.engine.turns import Turn
 from p2pgrid.errors import LocalFault, PeerMisbehaved, PeerUnavailable
 from p2pgrid.ids import PeerId
 from p2pgrid.net.links import Delivery, Links
-from p2pgrid.services.worker.batch import BatchRunner, Outcome, Ready
+from p2pgrid.services.worker.batch import BatchRunner, Outcome, Ready, runs_alone
 from p2pgrid.services.worker.outcome import messages_of
 from p2pgrid.services.worker.seat import Queued, Seat
 from p2pgrid.trace import NO_TRACE, Tracer
@@ -222,8 +222,9 @@ class StageLoop:
 
     def _finish(self, batch: Sequence[Ready], outcome: Outcome, turn: Turn) -> None:
         results, took_s = outcome
-        turn.computed(joining=not batch[0].alone)  # decode steps may join others; a prefill step runs alone
-        tokens = 0 if batch[0].alone else sum(not ready.queued.step.draft for ready in batch)
+        alone = runs_alone(batch)
+        turn.computed(joining=not alone)  # decode steps may join others
+        tokens = 0 if alone else sum(not ready.queued.step.draft for ready in batch)
         self.load.ran(tokens, took_s, trio.current_time())
         self._pass_on([self._done(*done, took_s) for done in zip(batch, results, strict=True)])
 

@@ -83,7 +83,7 @@ class Session:
     def replay(self, asked: Replay) -> None:
         """The client knows what all stages hold: what some lack goes out first, then steps are run again."""
         seat = self.seat
-        if seat.machine.epoch == asked.epoch and seat.halted and not seat.deaf:
+        if seat.machine.epoch == asked.epoch and seat.halted and not seat.deaf and seat.replay is None:
             seat.replay = (again(step, asked) for step in seat.sent.between(asked.start, asked.stop))
             seat.wake.set()
 
