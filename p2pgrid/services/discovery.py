@@ -37,6 +37,8 @@ EARLY_PAUSE_S = (0.1, 0.4)
 """When a peer was lost the next round comes this soon, and tells of it."""
 DOUBT_S = 1.0
 """For so long after a peer has answered us, others who say that they lost it are not believed."""
+LOOK_UP_S_MAX = 60.0
+"""The DHT is asked at least this often."""
 SECOND_ANNOUNCE_S = 20.0
 """A DHT peer drops provider records that come too fast, and says nothing: the first one is written twice."""
 
@@ -77,7 +79,8 @@ class Discovery:
         self._own: tuple[Advert, SignedAdvert] | None = None
         self._sequence = 0
         self._published = trio.Event()
-        self._looked_up_s: dict[ModelId, float] = {}
+        self._look_ups: dict[ModelId, tuple[float, float]] = {}
+        """When the DHT is asked next for the nodes of a model, and how long after the time before."""
         self._doubted: dict[PeerId, Contact] = {}
         self._answered_s: dict[PeerId, float] = {}
         self._early = trio.Event()
@@ -116,6 +119,7 @@ class Discovery:
         """The link to that peer broke: forget it, soon ask whether it is there all the same, and tell others."""
         contact = self.view.forget(peer)
         if contact is not None:
+            self._look_ups.clear()  # somebody may have come in its place
             self._doubt(contact)
 
     def _doubt(self, contact: Contact) -> None:
@@ -132,9 +136,10 @@ class Discovery:
         now = trio.current_time()
         self._answered_s = {peer: at for peer, at in self._answered_s.items() if now - at < DOUBT_S}
         contacts = {a.peer: Contact(a.peer, a.addresses) for a in self.view.adverts(model)}
-        if look_up and self._due_for_look_up(model, len(contacts)):
-            for provider in await self._transport.find_providers(provider_key(model)):
-                contacts.setdefault(provider.peer, provider)
+        if look_up and now >= self._look_ups.get(model, (now, 0.0))[0]:
+            found = {provider.peer: provider for provider in await self._transport.find_providers(provider_key(model))}
+            self._looked_up(model, bool(found.keys() - contacts.keys() - {self._transport.peer}))
+            contacts = {**found, **contacts}
         contacts.pop(self._transport.peer, None)
         chosen = [self._doubted[peer] for peer in sorted(self._doubted)]
         for contact in chosen:
@@ -152,7 +157,7 @@ class Discovery:
             while True:
                 if found():
                     return True
-                self._looked_up_s.pop(model, None)
+                self._look_ups.pop(model, None)
                 await self.refresh(model)
                 if found():
                     return True
@@ -178,14 +183,11 @@ class Discovery:
             self._own = advert, self._identity.sign_advert(advert)
         return self._own
 
-    def _due_for_look_up(self, model: ModelId, known: int) -> bool:
-        """The DHT is asked when few peers are known, and now and then besides; gossip does the rest."""
-        last = self._looked_up_s.get(model)
-        now = trio.current_time()
-        if known >= 3 and last is not None and now - last < 6 * self._settings.refresh_s:
-            return False
-        self._looked_up_s[model] = now
-        return True
+    def _looked_up(self, model: ModelId, news: bool) -> None:
+        """A look-up takes many streams: while it tells no news it is done ever less often; gossip does the rest."""
+        refresh_s = self._settings.refresh_s
+        pause_s = refresh_s if news else min(2 * self._look_ups.get(model, (0.0, refresh_s / 2))[1], LOOK_UP_S_MAX)
+        self._look_ups[model] = trio.current_time() + pause_s, pause_s
 
     async def _keep_refreshed(self) -> None:
         while True:

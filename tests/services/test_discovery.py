@@ -3,6 +3,7 @@
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -17,7 +18,7 @@ from p2pgrid.net.exchange import answer, ask
 from p2pgrid.net.memory_stream import MemoryStream
 from p2pgrid.net.memory_transport import MemoryNetwork, MemoryTransport
 from p2pgrid.net.transport import ByteStream
-from p2pgrid.services.discovery import DOUBT_S, EARLY_PAUSE_S, WITHDRAW_S_MAX, Discovery, provider_key
+from p2pgrid.services.discovery import DOUBT_S, EARLY_PAUSE_S, LOOK_UP_S_MAX, WITHDRAW_S_MAX, Discovery, provider_key
 from p2pgrid.settings import DiscoverySettings
 from p2pgrid.wire.adverts import ADVERT_PROTOCOL, Advert, Adverts, Exchange, Lost, SignedAdvert
 from p2pgrid.wire.messages import Contact
@@ -474,3 +475,30 @@ def test_no_bytes_hurt_a_discovery(payloads: list[bytes]) -> None:
             assert await b.discovery.wait_until(MODEL, lambda: b.known == {a.peer}, 6)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def test_the_dht_is_asked_ever_less_often_while_it_tells_no_news(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_s: list[float] = []
+    find_providers = MemoryTransport.find_providers
+
+    async def find(transport: MemoryTransport, key: str) -> list[Contact]:
+        if transport.peer == identity(1).peer:
+            asked_s.append(trio.current_time())
+        return await find_providers(transport, key)
+
+    monkeypatch.setattr(MemoryTransport, "find_providers", find)
+    network = LossyTable()
+    async with joined(network, 1) as a, joined(network, 2) as b:
+        await a.publish()
+        await b.publish()
+        await trio.sleep(1000)
+        pauses = [after - before for before, after in pairwise(asked_s)]
+        assert len(pauses) < 1000 / LOOK_UP_S_MAX + 8
+        assert LOOK_UP_S_MAX <= pauses[-1] <= LOOK_UP_S_MAX + 2 * TIMES.refresh_s
+        asked_s.clear()
+        network.kill(b.peer)
+        a.discovery.lost(b.peer)
+        await trio.sleep(2 * TIMES.refresh_s)
+        assert asked_s, "when somebody was lost it is asked at once"
