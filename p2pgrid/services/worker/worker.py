@@ -219,12 +219,16 @@ class Worker:
             session.farewell = session.farewell or str(error)
         finally:
             with trio.CancelScope(shield=True):
+                self._loop.leave(session.seat)
+                await self._take_leave(session)
                 await self._forget(session)
+
+    async def _take_leave(self, session: Session) -> None:
+        """Before anything else: a client that knows goes on elsewhere, while a step that still runs here ends."""
         if session.farewell is not None:
             opening = session.latest
-            failed = Failed(opening.session, opening.epoch, opening.hop, session.farewell[:500])
             with trio.move_on_after(FAREWELL_S_MAX):
-                await session.say(failed)
+                await session.say(Failed(opening.session, opening.epoch, opening.hop, session.farewell[:500]))
 
     def _fail(self, seat: Seat, reason: str) -> None:
         session = self._session_of(seat)
@@ -254,7 +258,6 @@ class Worker:
 
     async def _forget(self, session: Session) -> None:
         seat = session.seat
-        self._loop.leave(seat)
         seat.sent.close()
         if session.worth_keeping:
             await self.prefixes.keep(seat.machine, seat.row)
