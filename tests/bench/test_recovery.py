@@ -21,7 +21,7 @@ from p2pgrid.bench.scenarios.recovery import (
     outcome_of,
     spans_of,
 )
-from p2pgrid.errors import BadInput, NoRoute
+from p2pgrid.errors import BadInput, NoRoute, PeerUnavailable
 from p2pgrid.ids import Span
 from p2pgrid.net.memory_transport import MemoryNetwork
 from p2pgrid.node.client import ModelDescription, wait_for_route
