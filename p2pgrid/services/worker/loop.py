@@ -39,7 +39,7 @@ class _Ready:
 
     @property
     def alone(self) -> bool:
-        return len(self.tokens) > 1 or self.queued.step.want != "token"
+        return len(self.tokens) > 1 or self.queued.step.want == "scores"
 
 
 _Said = tuple[Seat, list[tuple[PeerId, SessionMessage]]]
@@ -224,7 +224,7 @@ class StageLoop:
         return results, took_s
 
     def _work_of(self, batch: Sequence[_Ready]) -> Callable[[], Sequence[StepOut | LocalFault]]:
-        if len(batch) > 1 or not batch[0].alone:
+        if len(batch) > 1 or batch[0].queued.step.want == "token" and not batch[0].alone:  # only tokens need logits
             rows = [
                 RowStep(
                     ready.seat.row,
