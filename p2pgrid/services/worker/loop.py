@@ -224,7 +224,7 @@ class StageLoop:
         return results, took_s
 
     def _work_of(self, batch: Sequence[_Ready]) -> Callable[[], Sequence[StepOut | LocalFault]]:
-        if len(batch) > 1 or batch[0].queued.step.want == "token" and not batch[0].alone:  # only tokens need logits
+        if len(batch) > 1 or (batch[0].queued.step.want == "token" and not batch[0].alone):  # only tokens need logits
             rows = [
                 RowStep(
                     ready.seat.row,
