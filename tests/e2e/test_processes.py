@@ -36,9 +36,12 @@ def bootstrap_options(swarm: RunningSwarm) -> list[str]:
 
 def test_a_client_without_the_model_is_answered(swarm: RunningSwarm, tmp_path: Path) -> None:
     """Its home is empty: manifest and tokenizer come from the swarm, the weights never."""
-    asked = run("generate", *bootstrap_options(swarm), "What is the capital of France?", P2PGRID_HOME=str(tmp_path))
+    question = ("--max-tokens", "24", "What is the capital of France?")
+    alone = run("generate", "--local", *question)
+    asked = run("generate", *bootstrap_options(swarm), *question, P2PGRID_HOME=str(tmp_path))
     assert asked.returncode == 0, asked.stderr
-    assert asked.stdout == "The capital of France is Paris.\n"
+    assert len(asked.stdout) > 20
+    assert asked.stdout == alone.stdout, "what one process says here: a near tie, which falls as the processor rounds"
     assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 1_000_000
 
 

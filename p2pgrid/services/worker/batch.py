@@ -33,8 +33,8 @@ Outcome = tuple[Results, float]
 
 
 def runs_alone(batch: Sequence[Ready]) -> bool:
-    """Whether the batch is a step that decodes nothing: of several positions, to be scored, or to fill a row."""
-    return len(batch) == 1 and (len(batch[0].tokens) > 1 or batch[0].queued.step.want != "token")
+    """Whether the batch is a step that can have no others beside it: of several positions, or to be scored."""
+    return len(batch) == 1 and (len(batch[0].tokens) > 1 or batch[0].queued.step.want == "scores")
 
 
 class BatchRunner:
@@ -81,7 +81,8 @@ class BatchRunner:
         return results, took_s
 
     def _work_of(self, batch: Sequence[Ready]) -> Callable[[], Results]:
-        if runs_alone(batch):
+        # A step that only fills a row needs no logits, which at the last stage are half of the work.
+        if runs_alone(batch) or (len(batch) == 1 and batch[0].queued.step.want == "nothing"):
             return partial(self._run_alone, batch[0])
         rows = [
             RowStep(
