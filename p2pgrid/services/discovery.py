@@ -136,7 +136,8 @@ class Discovery:
         now = trio.current_time()
         self._answered_s = {peer: at for peer, at in self._answered_s.items() if now - at < DOUBT_S}
         contacts = {a.peer: Contact(a.peer, a.addresses) for a in self.view.adverts(model)}
-        if look_up and now >= self._look_ups.get(model, (now, 0.0))[0]:
+        due = now >= self._look_ups.get(model, (now, 0.0))[0]
+        if look_up and (due or not contacts):  # whoever knows nobody hears no gossip
             found = {provider.peer: provider for provider in await self._transport.find_providers(provider_key(model))}
             self._looked_up(model, bool(found.keys() - contacts.keys() - {self._transport.peer}))
             contacts = {**found, **contacts}
