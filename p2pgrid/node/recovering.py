@@ -20,6 +20,8 @@ ATTEMPTS_MAX = 8
 """Routes that are tried without an answer in between."""
 PAUSE_S = 0.1
 """Before a peer that failed is asked again because nobody else is left; twice as long each time."""
+DIAL_S_MAX = 1.0
+"""A peer that made no link while another one kept us waiting for longer is left out as well."""
 
 
 class RecoveringSession:
@@ -36,7 +38,7 @@ class RecoveringSession:
         self._session = session
         self._terms = terms
         self._lost: dict[PeerId, None] = {}
-        """Left out as long as there is anybody else."""
+        """Left out as long as there is anybody else; who failed last comes last."""
         self._busy: set[PeerId] = set()
         self._answers = 0
         self._attempts = 0
@@ -92,10 +94,13 @@ class RecoveringSession:
             self._leave_out(error)
             lost[error.peer] = None
             route = await self._find_route(error)
+            tried_s = trio.current_time()
             try:
                 await self._session.reroute(route)
             except PeerError as again:
                 error = again
+                if trio.current_time() - tried_s > DIAL_S_MAX:
+                    self._lost |= {hop.peer: None for hop in route if not self._peer.links.is_up(hop.peer)}
             else:
                 took_s = trio.current_time() - began_s
                 self.recoveries += (Recovery(self._answers, tuple(lost), took_s),)
@@ -106,7 +111,10 @@ class RecoveringSession:
         if isinstance(error, Overloaded):
             self._busy.add(error.peer)
         else:
+            self._lost.pop(error.peer, None)
             self._lost[error.peer] = None
+            if not self._peer.links.is_up(error.peer):
+                self._peer.view.forget(error.peer)  # it does not answer, so its advert is no reason to ask again
             self._peer.avoidance.failed(error.peer, trio.current_time())
 
     async def _find_route(self, error: PeerError) -> tuple[Hop, ...]:
@@ -126,12 +134,13 @@ class RecoveringSession:
         return route
 
     def _best_route(self) -> tuple[Hop, ...] | None:
-        """Without those who failed; if that is none, with the busy ones; if that is none, with any."""
-        return (
-            self._route_without({*self._lost, *self._busy})
-            or self._route_without(self._lost)
-            or self._route_without(())
-        )
+        """Without those who failed; if none is left, with the busy ones; if none, with those who failed first."""
+        lost = list(self._lost)
+        for avoid in ({*lost, *self._busy}, *(lost[i:] for i in range(len(lost) + 1))):
+            route = self._route_without(avoid)
+            if route is not None:
+                return route
+        return None
 
     def _route_without(self, avoid: Collection[PeerId]) -> tuple[Hop, ...] | None:
         terms = self._terms

@@ -36,6 +36,16 @@ class Disconnect:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """For a while nothing passes between two nodes, whom all others still reach."""
+
+    node: int
+    other: int
+    at_s: float
+    healed_at_s: float
+
+
+@dataclass(frozen=True)
 class Leave:
     """The node is told to stop, and drains."""
 
@@ -52,4 +62,4 @@ class Partition:
     healed_at_s: float
 
 
-Fault = Kill | Freeze | Thaw | Disconnect | Leave | Partition
+Fault = Kill | Freeze | Thaw | Disconnect | Cut | Leave | Partition

@@ -4,7 +4,7 @@ import random
 from itertools import pairwise
 
 from p2pgrid.ids import Span
-from p2pgrid.sim.faults import Disconnect, Fault, Freeze, Kill, Leave, Thaw
+from p2pgrid.sim.faults import Cut, Disconnect, Fault, Freeze, Kill, Leave, Thaw
 from p2pgrid.sim.world import Plan
 
 SERVING_S = 4.0
@@ -12,10 +12,11 @@ SERVING_S = 4.0
 FAULTS_S = 2.5
 """Faults come within so long after the requests."""
 FROZEN_S_MAX = 4.0
+"""Frozen, or cut off from one other."""
 
 
 def plan_storm(seed: int) -> Plan:
-    """A plan with 8 to 16 nodes, two or three of each span, and faults for all of them but one of each."""
+    """A plan with 4 to 15 nodes, two or three of each span, and faults for all of them but one of each."""
     rng = random.Random(f"storm {seed}")
     layers = rng.choice([6, 12, 17])
     parts, copies = rng.randint(2, 5), rng.randint(2, 3)
@@ -25,7 +26,7 @@ def plan_storm(seed: int) -> Plan:
     faults: list[Fault] = []
     for node in range(len(spans)):
         if node not in spared:
-            faults += _faults_of(node, SERVING_S + rng.uniform(0, FAULTS_S), rng)
+            faults += _faults_of(node, len(spans), SERVING_S + rng.uniform(0, FAULTS_S), rng)
     return Plan(
         nodes=len(spans),
         layers=layers,
@@ -39,8 +40,8 @@ def plan_storm(seed: int) -> Plan:
     )
 
 
-def _faults_of(node: int, at_s: float, rng: random.Random) -> list[Fault]:
-    kind = rng.randrange(5)
+def _faults_of(node: int, nodes: int, at_s: float, rng: random.Random) -> list[Fault]:
+    kind = rng.randrange(6)
     if kind == 0:
         return [Kill(node, at_s)]
     if kind == 1:
@@ -49,4 +50,7 @@ def _faults_of(node: int, at_s: float, rng: random.Random) -> list[Fault]:
         return [Freeze(node, at_s), Thaw(node, at_s + rng.uniform(0.1, FROZEN_S_MAX))]
     if kind == 3:
         return [Disconnect(node, at_s), Disconnect(node, at_s + rng.uniform(0, 1))]
+    if kind == 4:
+        other = rng.choice([i for i in range(nodes) if i != node])
+        return [Cut(node, other, at_s, at_s + rng.uniform(0.5, FROZEN_S_MAX))]
     return [Leave(node, at_s)]

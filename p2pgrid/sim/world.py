@@ -22,7 +22,7 @@ from p2pgrid.node.node import Node, Phase, Serving
 from p2pgrid.node.peer import Peer, open_peer
 from p2pgrid.services.local import LocalSession
 from p2pgrid.services.pipeline import Terms
-from p2pgrid.sim.faults import Disconnect, Fault, Freeze, Kill, Leave, Partition, Thaw
+from p2pgrid.sim.faults import Cut, Disconnect, Fault, Freeze, Kill, Leave, Partition, Thaw
 from p2pgrid.sim.seeded import run_seeded
 from p2pgrid.wire.messages import Sampling
 from p2pgrid.wire.signing import Identity
@@ -226,6 +226,10 @@ class World:
                 self.peers[fault.node] = self._frozen[fault.node]
             case Disconnect():
                 network.disconnect(self._peer_of(fault.node))
+            case Cut(other=other):
+                network.partition([self._peer_of(fault.node)], [self._peer_of(other)])
+                await trio.sleep_until(fault.healed_at_s)
+                network.heal()
             case Leave():
                 self._stops[fault.node].set()
             case Partition():

@@ -545,3 +545,23 @@ async def test_a_relayed_session_ends_with_the_loss(autojump_clock: trio.abc.Clo
             with pytest.raises(PeerUnavailable, match="stage 1"):
                 await session.receive()
         await here.check_nothing_is_left()
+
+
+async def test_a_replica_that_died_unnoticed_does_not_use_up_the_patience(autojump_clock: trio.abc.Clock) -> None:
+    """The only other one is well again, but is heard of only when it renews its advert."""
+    async with swarm(doubled(3)) as here:
+        spans = cut(3)
+
+        def strike(session: RecoveringSession) -> None:
+            used = session.route[1].peer
+            (spare,) = (
+                life.peer.transport.peer
+                for life in here.lives
+                if life.phases[-1][1] == spans[1] and life.peer.transport.peer != used
+            )
+            here.kill(spare)
+            here.network.disconnect(used)
+
+        answer = await here.ask({6: strike})
+        assert answer.token_ids == await alone(SEEDED, max_tokens=TOKENS)
+        await here.check_nothing_is_left()

@@ -1,0 +1,39 @@
+"""Storms as plans: what they spare, and the command that replays them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from p2pgrid.sim.faults import Cut, Disconnect, Freeze, Kill, Leave, Thaw
+from p2pgrid.sim.storm import plan_storm
+
+
+def test_a_seed_is_one_plan() -> None:
+    assert plan_storm(3) == plan_storm(3)
+    assert len({repr(plan_storm(seed)) for seed in range(50)}) == 50
+
+
+def test_of_every_span_one_node_is_spared_and_all_others_are_struck() -> None:
+    for seed in range(50):
+        plan = plan_storm(seed)
+        struck = {fault.node for fault in plan.faults}
+        spared = [span for i, span in enumerate(plan.spans) if i not in struck]
+        assert sorted(spared) == sorted(set(plan.spans))
+        assert [layer for span in sorted(spared) for layer in range(span.start, span.stop)] == list(range(plan.layers))
+
+
+def test_storms_have_everything_in_them() -> None:
+    kinds = {type(fault) for seed in range(20) for fault in plan_storm(seed).faults}
+    assert kinds == {Kill, Freeze, Thaw, Disconnect, Cut, Leave}
+
+
+@pytest.mark.parametrize("options", [["--storm"], []])
+def test_the_command_replays_a_seed(options: list[str]) -> None:
+    command = [sys.executable, "-m", "p2pgrid", "sim", "--seed", "3", "--json", *options]
+    one, two = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2))
+    assert one == two
+    document = json.loads(one)
+    assert all(document["right"])
+    assert (sum(document["recoveries"]) > 0) == bool(options)
