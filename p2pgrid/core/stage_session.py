@@ -42,10 +42,9 @@ class StageSession:
         self.client = client
         self.opening = opening
         self.context_max = min(context_max, opening.positions or context_max)
-        self.length = 0
-        self.prefilled: list[int] = []
-        """The tokens of the row's beginning that was computed in steps of several positions. Such rows hold the same
-        bits however the steps were cut, so other sessions may go on from them; those of one-position steps do not."""
+        self.tokens: list[int] = []
+        """What the row holds, position by position."""
+        self._prefilled = 0
         drafts = self.hop == 0 and len(opening.route) > 1 and not (opening.relayed or opening.exact)
         self.drafter = Drafter(len(opening.route)) if drafts else None
         self._drawn: tuple[int, int] | None = None
@@ -53,6 +52,17 @@ class StageSession:
     @property
     def id(self) -> SessionId:
         return self.opening.session
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def prefilled(self) -> list[int]:
+        """The tokens of the row's beginning that was computed in steps of several positions. Such rows hold the same
+        bits however the steps were cut, so other sessions may go on from them; those of one-position steps do not.
+        """
+        return self.tokens[: self._prefilled]
 
     @property
     def epoch(self) -> int:
@@ -91,10 +101,10 @@ class StageSession:
 
     def hold(self, tokens: Sequence[int]) -> None:
         """The row begins with these positions already, as steps of several positions compute them."""
-        self.prefilled = list(tokens)
-        self.length = len(self.prefilled)
+        self.tokens = list(tokens)
+        self._prefilled = len(self.tokens)
         if self.drafter is not None:
-            self.drafter.saw(0, self.prefilled)
+            self.drafter.saw(0, self.tokens)
 
     def on_step(self, epoch: int, position: int, tokens: Sequence[int], *, draft: bool = False) -> Decision:
         """What to do with a step of `tokens`. Raises PeerMisbehaved past the end of what the session may hold."""
@@ -110,10 +120,10 @@ class StageSession:
 
     def computed(self, position: int, tokens: Sequence[int]) -> None:
         """The row now ends behind this step."""
-        self.length = position + len(tokens)
+        self.tokens[position:] = tokens
         self._drawn = None
-        if position <= len(self.prefilled):
-            self.prefilled[position:] = tokens if len(tokens) > 1 else ()
+        if position <= self._prefilled:
+            self._prefilled = self.length if len(tokens) > 1 else position
 
     def feeds_on(self, position: int, token: int, until: int) -> bool:
         """Whether the last stage feeds the token drawn for `position` to stage 0 without asking the client."""
