@@ -16,7 +16,7 @@ from p2pgrid.engine.stage import Executor, Stage
 from p2pgrid.engine.toy_stage import ToyStage
 from p2pgrid.ids import ModelId, PeerId, SessionId, Span
 from p2pgrid.net.memory_transport import MemoryNetwork
-from p2pgrid.node.answer import Answer, Session, generate
+from p2pgrid.node.answer import Answer, Piece, Session, Show, generate
 from p2pgrid.node.node import Node, Phase, Serving
 from p2pgrid.node.peer import Peer, open_peer
 from p2pgrid.services.local import LocalSession
@@ -212,9 +212,19 @@ async def answer_of(
     wanted: Generation,
     bytes_of: Callable[[int], bytes] = lambda token: b"",
     stop: Sequence[str] = (),
-    show: Callable[[str], None] = lambda text: None,
+    show: Show = lambda piece: None,
 ) -> Answer:
     return await generate(session, wanted, text=TextStream(stop), bytes_of=bytes_of, show=show)
+
+
+def texts(into: list[str]) -> Show:
+    """Collects what an answer shows, piece by piece; a token that made no text certain adds none."""
+
+    def show(piece: Piece) -> None:
+        if piece.text:
+            into.append(piece.text)
+
+    return show
 
 
 async def alone(

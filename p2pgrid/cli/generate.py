@@ -11,7 +11,7 @@ from p2pgrid.cli.joining import joining
 from p2pgrid.cli.options import DEFAULT_MODEL, Bootstrap, Exact, Json, Local, Model, Wire
 from p2pgrid.cli.running import run_async
 from p2pgrid.errors import BadInput
-from p2pgrid.node.answer import Answer
+from p2pgrid.node.answer import Answer, Piece
 from p2pgrid.node.client import wait_for_route
 from p2pgrid.node.request import Asker, Request
 from p2pgrid.node.wiring import describe_model, model_store, open_network
@@ -44,9 +44,9 @@ def generate(
         prompt, raw, max_tokens, sampling_of(temperature, top_p, top_k, seed), tuple(stop or ()), wire=wire, exact=exact
     )
 
-    def show(piece: str) -> None:
+    def show(piece: Piece) -> None:
         if not json:
-            sys.stdout.write(piece)
+            sys.stdout.write(piece.text)
             sys.stdout.flush()
 
     async def main() -> Answer:

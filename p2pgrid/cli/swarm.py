@@ -13,7 +13,7 @@ from p2pgrid.cli.generate import sampling_of
 from p2pgrid.cli.options import DEFAULT_MODEL, Exact, Json, Model, Wire
 from p2pgrid.cli.running import run_async, until_told_to_stop
 from p2pgrid.errors import BadInput
-from p2pgrid.node.answer import Answer
+from p2pgrid.node.answer import Answer, Piece
 from p2pgrid.node.client import ModelDescription, wait_for_route
 from p2pgrid.node.request import Asker, Request
 from p2pgrid.node.state_file import ProcessState, write_json
@@ -108,9 +108,9 @@ async def _first_answer(
 ) -> Answer | None:
     """Wait until the model is served, say so, and answer the request, as a client that holds no weights."""
 
-    def show(piece: str) -> None:
+    def show(piece: Piece) -> None:
         if not quiet:
-            sys.stdout.write(piece)
+            sys.stdout.write(piece.text)
             sys.stdout.flush()
 
     with progress_bar("nodes find each other and load their layers"):

@@ -34,6 +34,28 @@ class Session(Protocol):
     async def receive(self) -> Token | Scores: ...
 
 
+@dataclass(frozen=True)
+class AnswerToken:
+    """A token of an answer, as it comes."""
+
+    token: int
+    data: bytes
+    """Its bytes, maybe a part of a character; none for control tokens."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What there is to show at once: a token, and the text that it makes certain."""
+
+    text: str
+    """Maybe none yet. It may begin with what earlier tokens left uncertain."""
+    token: AnswerToken | None
+    """None for text that was held back until the end of the answer."""
+
+
+Show = Callable[[Piece], None]
+
+
 @dataclass
 class Answer:
     """A finished generation. Times in seconds of the run loop's clock, from the first step sent."""
@@ -83,19 +105,18 @@ async def generate(
     *,
     text: TextStream,
     bytes_of: Callable[[int], bytes],
-    show: Callable[[str], None],
+    show: Show,
 ) -> Answer:
-    """Run `generation` over `session`; `show` gets each piece of text as soon as it is certain.
+    """Run `generation` over `session`; `show` gets a piece for each token at once, also for one that ends the answer.
 
     Raises what the session raises; what was shown until then stays shown.
     """
     started_s = trio.current_time()
     answer = Answer(len(generation.prompt), reusable(len(generation.prompt), session.cached))
 
-    def out(piece: str) -> None:
-        if piece:
-            answer.text += piece
-            show(piece)
+    def out(certain: str, token: AnswerToken | None) -> None:
+        answer.text += certain
+        show(Piece(certain, token))
 
     pending = list(generation.start(session.cached))
     while True:
@@ -106,12 +127,14 @@ async def generate(
                 case Emit(token=token):
                     answer.token_ids.append(token)
                     answer.token_times_s.append(trio.current_time() - started_s)
-                    out(text.push(bytes_of(token)))
+                    data = bytes_of(token)
+                    out(text.push(data), AnswerToken(token, data))
                     if text.stopped:
                         pending = generation.stop()
                         break
                 case Finish(reason=reason):
-                    out(text.finish())
+                    if rest := text.finish():
+                        out(rest, None)
                     answer.finish_reason = reason
                     answer.route, answer.recoveries = session.route, session.recoveries
                     return answer

@@ -8,7 +8,7 @@ from p2pgrid.core.health import canary_is_due
 from p2pgrid.core.text import TextStream
 from p2pgrid.errors import NoRoute, P2pgridError, PeerUnavailable
 from p2pgrid.ids import ModelId
-from p2pgrid.node.answer import generate
+from p2pgrid.node.answer import Piece, generate
 from p2pgrid.node.client import open_session
 from p2pgrid.node.peer import Peer
 from p2pgrid.services.pipeline import Terms
@@ -77,5 +77,5 @@ def _nothing(token: int) -> bytes:
     return b""
 
 
-def _ignore(text: str) -> None:
+def _ignore(piece: Piece) -> None:
     pass

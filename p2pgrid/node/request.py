@@ -1,13 +1,14 @@
 """From a user's prompt to an answer, over a swarm or in this one process."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from p2pgrid.core.generation import Generation
 from p2pgrid.core.text import TextStream
 from p2pgrid.engine.stage import Executor, Stage
 from p2pgrid.engine.tokenizer import Tokenizer
-from p2pgrid.node.answer import Answer, ScoredText, Session, generate, score
+from p2pgrid.errors import BadInput
+from p2pgrid.node.answer import Answer, ScoredText, Session, Show, generate, score
 from p2pgrid.node.client import ModelDescription, open_session
 from p2pgrid.node.peer import Peer
 from p2pgrid.services.local import LocalSession
@@ -15,16 +16,38 @@ from p2pgrid.services.pipeline import Terms
 from p2pgrid.settings import PipelineSettings, StageSettings
 from p2pgrid.wire.messages import Sampling, WireChoice
 
-Show = Callable[[str], None]
+
+@dataclass(frozen=True)
+class ChatMessage:
+    """A turn of a conversation. Which roles there are is up to the model's chat template."""
+
+    role: str
+    """`system`, `user`, `assistant`, …"""
+    content: str
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation that the model goes on with, in its chat template."""
+
+    messages: tuple[ChatMessage, ...]
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """A prompt that goes to the model exactly as it is."""
+
+    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Request:
     """What somebody asks of a model."""
 
-    prompt: str
+    prompt: str | Chat | TokenIds
+    """A text is what a user says, unless `raw`."""
     raw: bool = False
-    """The prompt goes to the model as it stands, without the chat template."""
+    """A text goes to the model as it stands, without the chat template."""
     max_tokens: int = 256
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
@@ -40,15 +63,21 @@ class Asker:
 
     def __init__(self, description: ModelDescription, stage: StageSettings, pipeline: PipelineSettings) -> None:
         self._model = description
-        self._tokenizer = Tokenizer(description.tokenizer)
+        self.tokenizer = Tokenizer(description.tokenizer)
         self._context_max = min(stage.context_max, description.manifest.context)
         self._chunk = pipeline.prefill_chunk
 
     def prompt_ids(self, request: Request) -> list[int]:
-        """The prompt's token ids, in the chat template unless the request is raw. Raises BadInput."""
-        if request.raw:
-            return self._tokenizer.prompt(request.prompt)
-        return self._tokenizer.chat([{"role": "user", "content": request.prompt}])
+        """The prompt's token ids. Raises BadInput."""
+        match request.prompt:
+            case TokenIds(ids=ids):
+                return self._known(ids)
+            case Chat(messages=messages):
+                return self.tokenizer.chat([{"role": one.role, "content": one.content} for one in messages])
+            case str() as text if request.raw:
+                return self.tokenizer.prompt(text)
+            case str() as text:
+                return self.tokenizer.chat([{"role": "user", "content": text}])
 
     def check(self, request: Request) -> None:
         """Raises BadInput for a request that can never be answered, before anybody is asked."""
@@ -60,7 +89,7 @@ class Asker:
         layers = self._model.manifest.layers
         terms = Terms(
             sampling=request.sampling,
-            stop_tokens=tuple(self._tokenizer.stops),
+            stop_tokens=tuple(self.tokenizer.stops),
             prompt=generation.prompt,
             positions=generation.positions,
             cache_scope=request.cache_scope,
@@ -78,20 +107,27 @@ class Asker:
 
     async def score_over_swarm(self, peer: Peer, text: str) -> ScoredText:
         """Teacher-forced scores of `text`. Raises as `over_swarm`."""
-        ids = self._tokenizer.prompt(text)
+        ids = self.tokenizer.prompt(text)
         terms = Terms(positions=len(ids))
         async with open_session(peer, self._model.id, self._model.manifest.layers, terms) as session:
             return await score(session, ids, context_max=self._context_max, chunk=self._chunk)
 
     async def score_locally(self, stage: Stage, executor: Executor, text: str) -> ScoredText:
         session = LocalSession(stage, executor, Sampling())
-        return await score(session, self._tokenizer.prompt(text), context_max=self._context_max, chunk=self._chunk)
+        return await score(session, self.tokenizer.prompt(text), context_max=self._context_max, chunk=self._chunk)
+
+    def _known(self, ids: Sequence[int]) -> list[int]:
+        """Raises BadInput for what is no token of the model."""
+        vocab = self._model.manifest.vocab
+        if unknown := next((token for token in ids if not 0 <= token < vocab), None):
+            raise BadInput(f"no such token: {unknown}; the model has {vocab}")
+        return list(ids)
 
     def _generation(self, request: Request, *, run_ahead: bool) -> Generation:
         return Generation(
             self.prompt_ids(request),
             max_tokens=request.max_tokens,
-            stop_tokens=self._tokenizer.stops,
+            stop_tokens=self.tokenizer.stops,
             context_max=self._context_max,
             chunk=self._chunk,
             run_ahead=run_ahead,
@@ -99,4 +135,4 @@ class Asker:
 
     async def _generate(self, session: Session, generation: Generation, request: Request, show: Show) -> Answer:
         text = TextStream(request.stop)
-        return await generate(session, generation, text=text, bytes_of=self._tokenizer.bytes_of, show=show)
+        return await generate(session, generation, text=text, bytes_of=self.tokenizer.bytes_of, show=show)

@@ -16,7 +16,7 @@ from p2pgrid.engine.toy_stage import ToyStage
 from p2pgrid.errors import P2pgridError
 from p2pgrid.ids import ModelId, PeerId, Span
 from p2pgrid.net.memory_transport import MemoryNetwork
-from p2pgrid.node.answer import generate
+from p2pgrid.node.answer import Piece, generate
 from p2pgrid.node.client import open_session
 from p2pgrid.node.node import Node, Phase, Serving
 from p2pgrid.node.peer import Peer, open_peer
@@ -287,5 +287,5 @@ def _bytes_of(token: int) -> bytes:
     return b""
 
 
-def _ignore(text: str) -> None:
+def _ignore(piece: Piece) -> None:
     pass

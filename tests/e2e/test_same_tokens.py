@@ -42,7 +42,7 @@ NEAR_TIE = 0.5
 REFERENCE = json.loads((Path(__file__).parent.parent / "data" / "smollm2_reference.json").read_text())
 TEXTS = [case for case in REFERENCE["cases"] if case["kind"] == "score"]
 
-Answers = dict[tuple[str, Sampling], list[int]]
+Answers = dict[Request, list[int]]
 
 
 def requests() -> list[Request]:
@@ -61,8 +61,8 @@ def alone() -> tuple[Answers, list[ScoredText]]:
         asker, executor = Asker(description, StageSettings(), PipelineSettings()), LaneExecutor()
         answers: Answers = {}
         for request in requests():
-            answer = await asker.locally(stage, executor, request, lambda text: None)
-            answers[request.prompt, request.sampling] = answer.token_ids
+            answer = await asker.locally(stage, executor, request, lambda piece: None)
+            answers[request] = answer.token_ids
         scores = [await asker.score_locally(stage, executor, case["text"]) for case in TEXTS]
         stage.close()
         return answers, scores
@@ -82,8 +82,8 @@ def over_swarm(bootstrap: Sequence[str]) -> tuple[Answers, list[ScoredText], lis
             answers: Answers = {}
 
             async def ask(request: Request) -> None:
-                answer = await asker.over_swarm(peer, request, lambda text: None)
-                answers[request.prompt, request.sampling] = answer.token_ids
+                answer = await asker.over_swarm(peer, request, lambda piece: None)
+                answers[request] = answer.token_ids
 
             for request in requests():
                 if request.sampling == GREEDY:
@@ -130,7 +130,7 @@ def test_what_was_kept_evicted_or_sent_ahead_changes_no_token() -> None:
         asker, executor = Asker(description, StageSettings(), PipelineSettings()), LaneExecutor()
         stage = await build_stage(store, description, Span(0, 30), StageSettings(sessions_max=1))
         expected = {
-            name: (await asker.locally(stage, executor, request, lambda text: None)).token_ids
+            name: (await asker.locally(stage, executor, request, lambda piece: None)).token_ids
             for name, request in requests.items()
         }
         stage.close()
@@ -142,7 +142,7 @@ def test_what_was_kept_evicted_or_sent_ahead_changes_no_token() -> None:
                 await wait_for_route(peer, description.id, 30)
                 answers = {}
                 for name, request in requests.items():
-                    answers[name] = await asker.over_swarm(peer, request, lambda text: None)
+                    answers[name] = await asker.over_swarm(peer, request, lambda piece: None)
         assert {name: answer.token_ids for name, answer in answers.items()} == expected
         cached = {name: answer.cached_tokens for name, answer in answers.items()}
         assert cached["first"] == 0

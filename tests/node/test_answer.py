@@ -10,7 +10,7 @@ import trio
 from p2pgrid.core.generation import SendStep
 from p2pgrid.engine.executor import InlineExecutor
 from p2pgrid.errors import BadInput, PeerMisbehaved
-from p2pgrid.node.answer import Answer, score
+from p2pgrid.node.answer import Answer, Piece, score
 from p2pgrid.services.local import LocalSession
 from p2pgrid.services.pipeline import Terms
 from p2pgrid.wire.messages import Scores, Token
@@ -29,6 +29,7 @@ from tests.swarm_kit import (
     answer_of,
     generation,
     open_chain,
+    texts,
 )
 
 
@@ -54,7 +55,7 @@ async def test_text_is_shown_in_whole_characters_as_soon_as_they_are_certain() -
     shown: list[str] = []
     pieces = single_bytes(text)
     answer = await answer_of(
-        one_process(), generation(max_tokens=len(pieces), run_ahead=False), dictated(pieces), show=shown.append
+        one_process(), generation(max_tokens=len(pieces), run_ahead=False), dictated(pieces), show=texts(shown)
     )
     assert shown == list(text)
     assert answer.text == text
@@ -62,10 +63,20 @@ async def test_text_is_shown_in_whole_characters_as_soon_as_they_are_certain() -
     assert answer.token_ids == (await alone(SEEDED, max_tokens=16))[: len(pieces)]
 
 
+async def test_every_token_is_shown_as_it_comes_with_the_text_that_it_makes_certain() -> None:
+    pieces = [b"a", b"\xc3", b"\xa9 s", b"t", b"!"]
+    shown: list[Piece] = []
+    wanted = generation(max_tokens=len(pieces), run_ahead=False)
+    answer = await answer_of(one_process(), wanted, dictated(pieces), stop=["stop"], show=shown.append)
+    assert [piece.text for piece in shown] == ["a", "", "é ", "", "st!"]
+    assert [piece.token and piece.token.data for piece in shown] == pieces
+    assert [piece.token and piece.token.token for piece in shown] == answer.token_ids
+
+
 async def test_half_a_character_at_the_end_is_shown_as_a_replacement() -> None:
     shown: list[str] = []
     answer = await answer_of(
-        one_process(), generation(max_tokens=2, run_ahead=False), dictated([b"a", b"\xe2"]), show=shown.append
+        one_process(), generation(max_tokens=2, run_ahead=False), dictated([b"a", b"\xe2"]), show=texts(shown)
     )
     assert shown == ["a", "\N{REPLACEMENT CHARACTER}"]
     assert answer.text == "a\N{REPLACEMENT CHARACTER}"
@@ -79,13 +90,13 @@ async def test_a_stop_string_ends_the_answer_and_is_not_shown(parts: int, autoju
         async with open_chain(parts) as chain:
             async with chain.client.pipeline.open(MODEL, chain.route, Terms(SEEDED)) as session:
                 answer = await answer_of(
-                    session, generation(max_tokens=24), dictated(pieces), stop=["stop"], show=shown.append
+                    session, generation(max_tokens=24), dictated(pieces), stop=["stop"], show=texts(shown)
                 )
             await trio.sleep(1)
             assert chain.rows_taken == [0] * parts, "what runs ahead is closed too"
     else:
         wanted = generation(max_tokens=24, run_ahead=False)
-        answer = await answer_of(one_process(), wanted, dictated(pieces), stop=["stop"], show=shown.append)
+        answer = await answer_of(one_process(), wanted, dictated(pieces), stop=["stop"], show=texts(shown))
     assert "".join(shown) == answer.text == "one two "
     assert answer.finish_reason == "stop"
     assert len(answer.token_ids) == 3
@@ -106,7 +117,7 @@ async def test_what_might_have_begun_a_stop_string_is_shown_at_the_end() -> None
         generation(max_tokens=2, run_ahead=False),
         dictated([b"a", b"st"]),
         stop=["stop"],
-        show=shown.append,
+        show=texts(shown),
     )
     assert shown == ["a", "st"]
     assert (answer.text, answer.finish_reason) == ("ast", "length")

@@ -1,0 +1,111 @@
+"""What a model can be asked, in one process and over a swarm of toy stages."""
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+import trio
+
+from p2pgrid.engine.executor import InlineExecutor
+from p2pgrid.errors import BadInput
+from p2pgrid.net.memory_transport import MemoryNetwork
+from p2pgrid.node.answer import Piece
+from p2pgrid.node.peer import Peer
+from p2pgrid.node.request import Asker, Chat, ChatMessage, Request, TokenIds
+from p2pgrid.settings import PipelineSettings, StageSettings
+from tests.swarm_kit import MODEL, SEEDED, WHOLE, CountedStage, Life, cut, joined, living
+from tests.toy_model import CONTEXT_MAX, DESCRIPTION, END, FIRST_BYTE, VOCAB
+
+QUESTION = Request("hello", max_tokens=12, sampling=SEEDED)
+
+
+def asker() -> Asker:
+    return Asker(DESCRIPTION, StageSettings(), PipelineSettings(prefill_chunk=8))
+
+
+def whole() -> CountedStage:
+    return CountedStage(WHOLE, 1, context_max=CONTEXT_MAX)
+
+
+def shown_to_nobody(piece: Piece) -> None:
+    pass
+
+
+async def token_ids_alone(request: Request) -> list[int]:
+    return (await asker().locally(whole(), InlineExecutor(), request, shown_to_nobody)).token_ids
+
+
+@asynccontextmanager
+async def swarm() -> AsyncIterator[tuple[Peer, list[Life]]]:
+    """A client, and two nodes that serve the toy model."""
+    network = MemoryNetwork(random.Random(1))
+    async with AsyncExitStack() as stack:
+        lives = [
+            await stack.enter_async_context(living(network, number, span, context_max=CONTEXT_MAX))
+            for number, span in enumerate(cut(2))
+        ]
+        for life in lives:
+            await life.reached("serving")
+        client = await stack.enter_async_context(joined(network, 900))
+        assert await client.discovery.wait_until(MODEL, lambda: len(client.view.adverts(MODEL)) == 2, 6)
+        yield client, lives
+
+
+# ── prompts ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_question_is_a_conversation_of_one_turn() -> None:
+    chat = Chat((ChatMessage("user", "hello"),))
+    assert asker().prompt_ids(Request("hello")) == asker().prompt_ids(Request(chat))
+
+
+def test_a_conversation_is_written_in_the_models_template() -> None:
+    turns = (ChatMessage("system", "Be kind."), ChatMessage("user", "hi"), ChatMessage("assistant", "hello"))
+    ids = asker().prompt_ids(Request(Chat((*turns, ChatMessage("user", "bye")))))
+    assert asker().tokenizer.decode(ids) == "system\nBe kind.\nuser\nhi\nassistant\nhello\nuser\nbye\nassistant\n"
+    assert ids.count(END) == 4
+
+
+def test_token_ids_and_raw_texts_go_to_the_model_as_they_are() -> None:
+    ids = tuple(FIRST_BYTE + byte for byte in b"hello")
+    assert asker().prompt_ids(Request("hello", raw=True)) == list(ids)
+    assert asker().prompt_ids(Request(TokenIds((END, *ids)))) == [END, *ids]
+
+
+@pytest.mark.parametrize("token", [-1, VOCAB, 2**40])
+def test_what_is_no_token_of_the_model_is_bad_input(token: int) -> None:
+    with pytest.raises(BadInput, match=f"no such token: {token}"):
+        asker().check(Request(TokenIds((1, token))))
+
+
+@pytest.mark.parametrize("prompt", [TokenIds(()), Chat(())])
+def test_an_empty_prompt_is_bad_input(prompt: TokenIds | Chat) -> None:
+    with pytest.raises(BadInput):
+        asker().check(Request(prompt))
+
+
+# ── answers ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_swarm_answers_like_one_process_piece_by_piece(autojump_clock: trio.abc.Clock) -> None:
+    shown: list[Piece] = []
+    async with swarm() as (client, _):
+        answer = await asker().over_swarm(client, QUESTION, shown.append)
+    assert answer.token_ids == await token_ids_alone(QUESTION)
+    assert [piece.token.token for piece in shown if piece.token] == answer.token_ids
+    assert "".join(piece.text for piece in shown) == answer.text
+
+
+async def test_an_answer_that_nobody_waits_for_any_more_is_closed_everywhere(autojump_clock: trio.abc.Clock) -> None:
+    async with swarm() as (client, lives):
+        with trio.CancelScope() as asking:
+
+            def enough(piece: Piece) -> None:
+                asking.cancel()
+
+            await asker().over_swarm(client, Request("hello", max_tokens=100), enough)
+        assert asking.cancelled_caught
+        await trio.sleep(0.1)
+        workers = [life.peer.worker for life in lives]
+        assert [worker and worker.sessions_open for worker in workers] == [0, 0]
