@@ -60,6 +60,9 @@ class Advert(msgspec.Struct, frozen=True, omit_defaults=True):
     """Decode steps that it computes when its batch is full; 0 = not measured."""
     canary_at_s: Seconds = 0.0
     """Unix time at which it last saw a token that had gone through a whole route; 0 = never."""
+    sessions_open: Count = 0
+    positions_max: Count = 0
+    """Token positions for which there is room when no session is open; 0 = not said."""
 
 
 class SignedAdvert(msgspec.Struct, frozen=True):

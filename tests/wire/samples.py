@@ -35,6 +35,8 @@ ADVERT = a.Advert(
     tokens_per_s=40.0,
     tokens_per_s_max=200.0,
     canary_at_s=1.45e9,
+    sessions_open=2,
+    positions_max=8192,
 )
 SIGNED = IDENTITY.sign_advert(ADVERT)
 LOST = a.Lost(IDENTITY.peer, 7)

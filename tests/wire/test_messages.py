@@ -136,6 +136,8 @@ ADVERT_LIMITS: list[tuple[str, Any, Any]] = [
     ("tokens_per_s", 0.0, -1.0),
     ("tokens_per_s_max", 1e9, 2e9),
     ("canary_at_s", 0.0, float("nan")),
+    ("sessions_open", 2**31 - 1, 2**31),
+    ("positions_max", 0, -1),
 ]
 
 

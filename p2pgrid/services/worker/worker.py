@@ -76,6 +76,11 @@ class Worker:
         return 0 if self._draining else self._budget.cache_room // self._stage.position_bytes
 
     @property
+    def positions_max(self) -> int:
+        """For how many there is room when no session is open."""
+        return self._budget.bytes_max // self._stage.position_bytes
+
+    @property
     def load(self) -> Load:
         return self._loop.load
 
