@@ -1,6 +1,6 @@
 """From a user's prompt to an answer, over a swarm or in this one process."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from p2pgrid.core.generation import Generation
@@ -58,6 +58,10 @@ class Request:
     """No drafts: every token is computed before the next one is begun."""
 
 
+def _let_it_run(session: Session) -> None:
+    """Nobody watches."""
+
+
 class Asker:
     """Answers requests with one model, known by its description."""
 
@@ -83,8 +87,13 @@ class Asker:
         """Raises BadInput for a request that can never be answered, before anybody is asked."""
         self._generation(request, run_ahead=True)
 
-    async def over_swarm(self, peer: Peer, request: Request, show: Show) -> Answer:
-        """Raises BadInput, NoRoute, Overloaded, PeerUnavailable, PeerMisbehaved."""
+    async def over_swarm(
+        self, peer: Peer, request: Request, show: Show, opened: Callable[[Session], None] = _let_it_run
+    ) -> Answer:
+        """`opened` is told of the session when it stands, and may ask it where it runs until this returns.
+
+        Raises BadInput, NoRoute, Overloaded, PeerUnavailable, PeerMisbehaved.
+        """
         generation = self._generation(request, run_ahead=True)
         layers = self._model.manifest.layers
         terms = Terms(
@@ -97,6 +106,7 @@ class Asker:
             exact=request.exact,
         )
         async with open_session(peer, self._model.id, layers, terms) as session:
+            opened(session)
             return await self._generate(session, generation, request, show)
 
     async def locally(self, stage: Stage, executor: Executor, request: Request, show: Show) -> Answer:
