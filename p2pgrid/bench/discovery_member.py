@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import trio
 
 from p2pgrid.ids import ModelId, PeerId, Span
@@ -89,8 +90,8 @@ async def live(bootstrap: Sequence[str], model: ModelId, state_file: Path) -> No
             await peer.discovery.publish(lambda: advert_for(model))
             await transport.announced.wait()
             now = own_state(transport.peer, transport.addresses, "published", (0, 1))
-            times = {"join_s": joined_s - started_s, "publish_s": trio.current_time() - joined_s}
-            write_json(state_file, MemberState(now.pid, now.peer_id, now.addresses, now.phase, now.layers, **times))
+            join_s, publish_s = joined_s - started_s, trio.current_time() - joined_s
+            write_json(state_file, MemberState(**msgspec.structs.asdict(now), join_s=join_s, publish_s=publish_s))
             await trio.sleep_forever()
 
 

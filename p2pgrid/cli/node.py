@@ -8,12 +8,14 @@ import trio
 from cyclopts import Parameter
 
 from p2pgrid.cli.console import print_json, progress_bar, say
+from p2pgrid.cli.gateways import maybe_gateway
 from p2pgrid.cli.joining import joining
 from p2pgrid.cli.options import (
     DEFAULT_MODEL,
     Announce,
     Bootstrap,
     Ephemeral,
+    GatewayAt,
     Json,
     Listen,
     Model,
@@ -26,6 +28,7 @@ from p2pgrid.engine.executor import LaneExecutor
 from p2pgrid.engine.stage import Stage
 from p2pgrid.engine.turns import open_turns
 from p2pgrid.errors import BadInput
+from p2pgrid.gateway.life import parse_address
 from p2pgrid.ids import Span
 from p2pgrid.node.node import Node, Phase, Serving
 from p2pgrid.node.peer import Peer
@@ -62,6 +65,7 @@ def node(
         Path | None, Parameter(help="Compute in turns with the nodes of this machine that name the same folder.")
     ] = None,
     trace: Annotated[Path | None, Parameter(help="Write down when each step came, ran and left (JSON lines).")] = None,
+    gateway: GatewayAt = None,
     ephemeral: Ephemeral = False,
     state: StateFile = None,
     until_stdin_closes: UntilStdinCloses = False,
@@ -77,6 +81,7 @@ def node(
         raise BadInput(f"--span-max {span_max}: a node takes at least one layer")
     if kv_positions < 1 or threads < 0:
         raise BadInput("--kv-positions takes 1 or more, --threads 0 (one a core) or more")
+    gateway_at = None if gateway is None else parse_address(gateway, "--gateway")
     wanted = StageSettings(kv_positions=kv_positions, threads=threads)
 
     async def main() -> None:
@@ -93,9 +98,9 @@ def node(
         with own_identity("node", ephemeral=ephemeral) as identity, open_trace(trace) as tracer:
             listening = listen or [listen_for(peers)]
             network = open_node_network(peers, identity, listening, announce=announce or (), tracer=tracer)
-            async with network as peer:
+            async with network as peer, maybe_gateway(peer, store, gateway_at) as url:
                 BlobServer(peer.transport, public_blobs(description))
-                on_phase = partial(_tell, peer, model, state, json)
+                on_phase = partial(_tell, peer, model, state, json, url)
                 with open_turns(turns) as own_turns:
                     node = Node(peer, serving, make_stage, LaneExecutor(own_turns), on_phase)
                     await _live(node, until_stdin_closes)
@@ -103,10 +108,13 @@ def node(
     run_async(main)
 
 
-def _tell(peer: Peer, model: str, state: Path | None, json: bool, phase: Phase, span: Span | None) -> None:
+def _tell(
+    peer: Peer, model: str, state: Path | None, json: bool, url: str | None, phase: Phase, span: Span | None
+) -> None:
     """Where the node stands: into its state file, and what people want to know of it onto the terminal."""
     transport = peer.transport
-    now = own_state(transport.peer, transport.addresses, phase, None if span is None else (span.start, span.stop))
+    layers = None if span is None else (span.start, span.stop)
+    now = own_state(transport.peer, transport.addresses, phase, layers, url)
     if state is not None:
         write_json(state, now)
     if json and phase == "serving":

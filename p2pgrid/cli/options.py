@@ -42,6 +42,14 @@ UntilStdinCloses = Annotated[
 Ephemeral = Annotated[
     bool, Parameter("--ephemeral", negative=(), help="Use a new identity that is forgotten at the end.")
 ]
+GatewayAt = Annotated[
+    str | None,
+    Parameter(
+        "--gateway",
+        negative=(),
+        help="Also answer OpenAI's clients at this HOST:PORT, like 127.0.0.1:8080; port 0 = any free one.",
+    ),
+]
 Local = Annotated[bool, Parameter("--local", negative=(), help="Run the whole model in this process, no network.")]
 Exact = Annotated[
     bool,

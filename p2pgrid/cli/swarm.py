@@ -1,6 +1,7 @@
 """`p2pgrid swarm`: a whole network on this machine, as real processes."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,16 +11,17 @@ from cyclopts import Parameter
 from p2pgrid.cli.answers import answer_document, summary
 from p2pgrid.cli.console import print_json, progress_bar, say
 from p2pgrid.cli.generate import sampling_of
-from p2pgrid.cli.options import DEFAULT_MODEL, Exact, Json, Model, Wire
+from p2pgrid.cli.options import DEFAULT_MODEL, Exact, GatewayAt, Json, Model, Wire
 from p2pgrid.cli.running import run_async, until_told_to_stop
 from p2pgrid.errors import BadInput
+from p2pgrid.gateway.life import parse_address
 from p2pgrid.node.answer import Answer, Piece
 from p2pgrid.node.client import ModelDescription, wait_for_route
 from p2pgrid.node.request import Asker, Request
 from p2pgrid.node.state_file import ProcessState, write_json
 from p2pgrid.node.wiring import describe_model, model_store, open_network
 from p2pgrid.settings import PipelineSettings, StageSettings
-from p2pgrid.swarm.local_swarm import LocalSwarm, open_local_swarm
+from p2pgrid.swarm.local_swarm import LISTEN, LocalSwarm, open_local_swarm
 
 NODES_MAX = 64
 
@@ -39,6 +41,7 @@ def swarm(
     exact: Exact = False,
     wire: Wire = "fp32",
     keep: Annotated[bool, Parameter(negative=(), help="Leave the swarm up until Ctrl-C.")] = False,
+    gateway: GatewayAt = None,
     state: Annotated[Path | None, Parameter(help="Keep a JSON file with the processes, addresses and layers.")] = None,
     json: Json = False,
 ) -> None:
@@ -57,6 +60,13 @@ def swarm(
     if request is None and not keep:
         raise BadInput('nothing to do: give --prompt "…", or --keep to leave the swarm up')
 
+    if gateway is not None:
+        parse_address(gateway, "--gateway")
+
+    def arguments_of(number: int) -> Sequence[str]:
+        """The first node has the gateway."""
+        return (*LISTEN, "--gateway", gateway) if gateway is not None and number == 0 else LISTEN
+
     async def work(told_to_stop: trio.Event) -> None:
         description = await describe_model(model_store(), model)
         layers = description.manifest.layers
@@ -65,7 +75,7 @@ def swarm(
         asker = Asker(description, StageSettings(), PipelineSettings())
         if request is not None:
             asker.check(request)
-        async with open_local_swarm(model, nodes, span_max=-(-layers // nodes)) as running:
+        async with open_local_swarm(model, nodes, -(-layers // nodes), arguments_of) as running:
             answer = await _first_answer(running, description, asker, request, state, quiet=json)
             if json and (answer is not None or keep):
                 print_json(_document(running, answer))
@@ -74,6 +84,8 @@ def swarm(
             if keep:
                 say("the swarm is up; Ctrl-C ends it. Ask it from another terminal:")
                 say(f'  p2pgrid generate --bootstrap {running.bootstrap_addresses[0]} --model {model} "…"')
+                for url in filter(None, (node.gateway for node in running.nodes())):
+                    say(f"or, as a client of OpenAI's, at {url}/v1")
                 told_to_stop.set()
                 await _keep_current(running, state)
 

@@ -17,6 +17,8 @@ class ProcessState(msgspec.Struct, frozen=True):
     addresses: tuple[str, ...]
     phase: str
     layers: tuple[int, int] | None = None
+    gateway: str | None = None
+    """The URL of its gateway, if it has one."""
 
 
 def write_json(path: Path, document: object) -> None:
@@ -37,5 +39,11 @@ def read_state(path: Path) -> ProcessState | None:
         return None
 
 
-def own_state(peer_id: str, addresses: tuple[str, ...], phase: str, layers: tuple[int, int] | None) -> ProcessState:
-    return ProcessState(os.getpid(), peer_id, addresses, phase, layers)
+def own_state(
+    peer_id: str,
+    addresses: tuple[str, ...],
+    phase: str,
+    layers: tuple[int, int] | None,
+    gateway: str | None = None,
+) -> ProcessState:
+    return ProcessState(os.getpid(), peer_id, addresses, phase, layers, gateway)

@@ -1,0 +1,142 @@
+"""From requests to answers: all choices of one at the same time, for as long as its client is there."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+from starlette.types import Receive
+
+from p2pgrid.errors import P2pgridError
+from p2pgrid.gateway.faults import ApiError, as_api_error, too_busy
+from p2pgrid.gateway.gateway import Gateway
+from p2pgrid.gateway.schema import HowItCame, PromptDetails, Recovered, RouteHop, Usage
+from p2pgrid.ids import ModelId
+from p2pgrid.node.answer import Answer, Piece, Session
+from p2pgrid.node.request import Asker, Request
+
+Tell = Callable[["Event"], None]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Every stage has taken the session of choice `index`."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Said:
+    """More of choice `index`."""
+
+    index: int
+    piece: Piece
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Choice `index` is complete."""
+
+    index: int
+    answer: Answer
+
+
+Event = Opened | Said | Ended
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a client wants answered: `requests` are its choices, in order."""
+
+    id: str
+    """Told to the client."""
+    model: ModelId
+    name: str
+    asker: Asker
+    requests: Sequence[Request]
+    created: int
+    """Unix seconds."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Answers with the same one and the same seed are the same."""
+        return f"fp_{self.model[:12]}"
+
+
+async def answer_all(gateway: Gateway, asked: Asked, tell: Tell) -> None:
+    """Tell of every choice as it comes about. Raises ApiError."""
+    limits = gateway.limits
+    if gateway.activity.running + len(asked.requests) > limits.answers_max:
+        raise too_busy(f"{limits.answers_max} answers run here already: ask again in a moment", 1.0)
+    failed: list[P2pgridError] = []
+
+    async def answer(index: int, request: Request) -> None:
+        def opened(session: Session) -> None:
+            running.opened(session)
+            tell(Opened(index))
+
+        def show(piece: Piece) -> None:
+            if piece.token is not None:
+                running.token()
+            tell(Said(index, piece))
+
+        try:
+            with gateway.activity.begin(asked.id, asked.model) as running:
+                found = await asked.asker.over_swarm(gateway.peer, request, show, opened)
+        except P2pgridError as error:
+            failed.append(error)
+            tasks.cancel_scope.cancel()
+        else:
+            tell(Ended(index, found))
+
+    async with trio.open_nursery() as tasks:
+        for index, request in enumerate(asked.requests):
+            tasks.start_soon(answer, index, request)
+    if failed:
+        raise as_api_error(failed[0])
+
+
+async def while_client_is_there(gateway: Gateway, receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
+    """Run `work`; cut it short when the client goes away, and with an ApiError when time is up or the gateway stops."""
+    failed: list[ApiError] = []
+
+    async def watch_client() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        tasks.cancel_scope.cancel()
+
+    async def watch_gateway() -> None:
+        await gateway.stopping.wait()
+        failed.append(ApiError(503, "this gateway is about to stop: ask again", type="server_error", code="stopping"))
+        tasks.cancel_scope.cancel()
+
+    async with trio.open_nursery() as tasks:
+        tasks.start_soon(watch_client)
+        tasks.start_soon(watch_gateway)
+        with trio.move_on_after(gateway.limits.request_s_max) as limit:
+            try:
+                await work()
+            except ApiError as error:
+                failed.append(error)
+        if limit.cancelled_caught:
+            message = f"the answer took longer than {gateway.limits.request_s_max:g} s"
+            failed.append(ApiError(504, message, type="server_error", code="timeout"))
+        tasks.cancel_scope.cancel()
+    if failed:
+        raise failed[0]
+
+
+def usage_of(answers: Sequence[Answer]) -> Usage:
+    """The prompt counts once, however many choices there are."""
+    prompt = answers[0].prompt_tokens
+    completion = sum(len(answer.token_ids) for answer in answers)
+    return Usage(prompt, completion, prompt + completion, PromptDetails(max(one.cached_tokens for one in answers)))
+
+
+def how_it_came(answer: Answer) -> HowItCame:
+    return HowItCame(
+        [RouteHop(hop.peer, (hop.span.start, hop.span.stop)) for hop in answer.route],
+        [Recovered(one.answers, list(one.lost), round(one.took_s, 6)) for one in answer.recoveries],
+        ttft_s=round(answer.ttft_s, 6),
+        tokens_per_s=round(answer.decode_tokens_per_s, 3),
+        cached_tokens=answer.cached_tokens,
+    )

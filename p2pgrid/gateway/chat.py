@@ -1,0 +1,116 @@
+"""`POST /v1/chat/completions`."""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.routing import Route
+
+from p2pgrid.errors import BadInput
+from p2pgrid.gateway.answering import Asked, Ended, Event, Opened, Said, how_it_came, usage_of
+from p2pgrid.gateway.bodies import read_json
+from p2pgrid.gateway.faults import ApiError, as_api_error, unsupported
+from p2pgrid.gateway.gateway import Gateway
+from p2pgrid.gateway.replies import StreamedReply, WholeReply
+from p2pgrid.gateway.sampling import choices_of, sampling_of, stops_of
+from p2pgrid.gateway.schema import (
+    AnswerMessage,
+    Chat,
+    ChatChoice,
+    ChatChunk,
+    ChatMessage,
+    ChatRequest,
+    ChunkChoice,
+    Content,
+    Delta,
+    DeveloperMessage,
+    Usage,
+)
+from p2pgrid.node.answer import Answer
+from p2pgrid.node.request import Chat as Conversation
+from p2pgrid.node.request import ChatMessage as Turn
+from p2pgrid.node.request import Request
+
+
+def routes(gateway: Gateway) -> list[Route]:
+    async def chat(request: HttpRequest) -> WholeReply | StreamedReply:
+        body = await read_json(request, ChatRequest, gateway.limits)
+        asked = await _asked(gateway, body)
+        usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        reply = StreamedReply if body.stream else WholeReply
+        return reply(gateway, asked, ChatShape(usage))
+
+    return [Route("/v1/chat/completions", chat, methods=["POST"])]
+
+
+async def _asked(gateway: Gateway, body: ChatRequest) -> Asked:
+    """Raises ApiError for all that can be known before anybody is asked."""
+    if body.logprobs or body.top_logprobs:
+        raise unsupported("logprobs", "answers come without them")
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options is only for stream: true", param="stream_options", code="invalid_value")
+    model, name = gateway.models.find(body.model)
+    asker = await gateway.models.asker(model)
+    limits = gateway.limits
+    requests = [
+        Request(
+            conversation_of(body.messages),
+            max_tokens=body.max_completion_tokens or body.max_tokens or limits.answer_tokens_default,
+            sampling=sampling_of(body, choice),
+            stop=stops_of(body),
+        )
+        for choice in range(choices_of(body, limits))
+    ]
+    try:
+        asker.check(requests[0])
+    except BadInput as error:
+        raise as_api_error(error) from None
+    return Asked(f"chatcmpl-{gateway.new_id()}", model, name, asker, requests, int(gateway.now_s()))
+
+
+def conversation_of(messages: Sequence[ChatMessage]) -> Conversation:
+    """As chat templates take it: every content one text, the developer's word the system's."""
+    return Conversation(tuple(Turn(_role(message), text_of(message.content)) for message in messages))
+
+
+def text_of(content: Content) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+def _role(message: ChatMessage) -> str:
+    return "system" if isinstance(message, DeveloperMessage) else str(message.__struct_config__.tag)
+
+
+class ChatShape:
+    """See `replies.Shape`."""
+
+    def __init__(self, usage: bool) -> None:
+        self._usage = usage
+
+    def whole(self, asked: Asked, answers: Sequence[Answer]) -> msgspec.Struct:
+        choices = [
+            ChatChoice(index, AnswerMessage(answer.text), answer.finish_reason, how_it_came(answer))
+            for index, answer in enumerate(answers)
+        ]
+        return Chat(asked.id, asked.created, asked.name, asked.fingerprint, choices, usage_of(answers))
+
+    def chunks(self, asked: Asked, events: Sequence[Event]) -> Iterable[msgspec.Struct]:
+        for index in sorted({event.index for event in events}):
+            own = [event for event in events if event.index == index]
+            text = "".join(event.piece.text for event in own if isinstance(event, Said))
+            if isinstance(own[0], Opened):
+                yield self._chunk(asked, [ChunkChoice(index, Delta("assistant", text))])
+            elif text:
+                yield self._chunk(asked, [ChunkChoice(index, Delta(content=text))])
+            if isinstance(own[-1], Ended):
+                answer = own[-1].answer
+                how = how_it_came(answer)
+                yield self._chunk(asked, [ChunkChoice(index, Delta(), answer.finish_reason, p2pgrid=how)])
+
+    def last_chunks(self, asked: Asked, answers: Sequence[Answer]) -> Iterable[msgspec.Struct]:
+        if self._usage:
+            yield self._chunk(asked, [], usage_of(answers))
+
+    def _chunk(self, asked: Asked, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatChunk:
+        shown = usage if self._usage else msgspec.UNSET
+        return ChatChunk(asked.id, asked.created, asked.name, asked.fingerprint, choices, shown)

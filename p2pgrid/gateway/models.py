@@ -1,0 +1,74 @@
+"""The models that a gateway answers with: those that it was told to look for, as the swarm serves them."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import trio
+
+from p2pgrid.core.health import Health, health, layers_of
+from p2pgrid.gateway.faults import ApiError
+from p2pgrid.ids import ModelId
+from p2pgrid.node.client import ModelDescription
+from p2pgrid.node.peer import Peer
+from p2pgrid.node.request import Asker
+from p2pgrid.settings import StageSettings
+
+Describe = Callable[[ModelId], Awaitable[ModelDescription]]
+"""Gives what a client must know of a model. Raises NoRoute, PeerUnavailable, LocalFault."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model that nodes of the swarm serve, or lately did."""
+
+    id: ModelId
+    name: str
+    layers: int
+    health: Health
+    seen_at_s: float
+    """Unix time at which this gateway first saw it."""
+
+
+class Models:
+    """`names` are the models to look for. From its making on, `peer` keeps its view of them fresh."""
+
+    def __init__(self, peer: Peer, names: Mapping[ModelId, str], describe: Describe) -> None:
+        self._peer = peer
+        self._names = dict(names)
+        self._describe = describe
+        self._askers: dict[ModelId, Asker] = {}
+        self._describing = trio.Lock()
+        self._seen_at_s: dict[ModelId, float] = {}
+        peer.discovery.interests.update(names)
+
+    def offers(self) -> list[Offer]:
+        """Those of which any node is known, in order of their names."""
+        found = []
+        for model, name in self._names.items():
+            adverts = self._peer.adverts(model)
+            if adverts:
+                now_s = self._peer.discovery.now_s()
+                layers = layers_of(adverts)
+                seen_at_s = self._seen_at_s.setdefault(model, now_s)
+                found.append(Offer(model, name, layers, health(adverts, layers, now_s), seen_at_s))
+        return sorted(found, key=lambda offer: offer.name)
+
+    def find(self, name: str) -> tuple[ModelId, str]:
+        """The id and name of the model that `name`, one of the two, stands for. Raises ApiError 404."""
+        for model, known in self._names.items():
+            if name in (known, model):
+                return model, known
+        raise self.unknown(name)
+
+    def unknown(self, name: str) -> ApiError:
+        served = ", ".join(offer.name for offer in self.offers()) or "none just now"
+        message = f"the model {name!r} is not served here; served are: {served}"
+        return ApiError(404, message, param="model", code="model_not_found")
+
+    async def asker(self, model: ModelId) -> Asker:
+        """What turns requests into answers of that model; its description is fetched once."""
+        async with self._describing:
+            if model not in self._askers:
+                description = await self._describe(model)
+                self._askers[model] = Asker(description, StageSettings(), self._peer.settings)
+            return self._askers[model]

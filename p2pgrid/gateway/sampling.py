@@ -1,0 +1,42 @@
+"""What a request says of how tokens are drawn and when an answer ends, in our words."""
+
+import secrets
+
+from p2pgrid.gateway.faults import ApiError, unsupported
+from p2pgrid.gateway.limits import GatewayLimits
+from p2pgrid.gateway.schema import CommonRequest
+from p2pgrid.wire.messages import Sampling
+
+TOP_P_MIN = 1e-9
+"""Leaves the likeliest token alone, which is what a `top_p` of 0 asks for."""
+SEEDS = 2**63
+
+
+def sampling_of(body: CommonRequest, choice: int) -> Sampling:
+    """For choice number `choice`: each draws from a seed of its own. Raises ApiError for what is not carried out."""
+    _refuse(body)
+    seed = secrets.randbits(63) if body.seed is None else (body.seed + choice) % SEEDS
+    return Sampling(
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else max(body.top_p, TOP_P_MIN),
+        top_k=body.top_k or 0,
+        seed=seed,
+    )
+
+
+def stops_of(body: CommonRequest) -> tuple[str, ...]:
+    return (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+
+
+def choices_of(body: CommonRequest, limits: GatewayLimits) -> int:
+    """How many answers. Raises ApiError."""
+    wanted = body.n or 1
+    if wanted > limits.choices_max:
+        raise ApiError(400, f"n is {wanted}: at most {limits.choices_max}", param="n", code="invalid_value")
+    return wanted
+
+
+def _refuse(body: CommonRequest) -> None:
+    for name in ("presence_penalty", "frequency_penalty", "logit_bias"):
+        if getattr(body, name):
+            raise unsupported(name, "tokens are drawn without it here")

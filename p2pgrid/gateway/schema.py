@@ -1,0 +1,218 @@
+"""The bodies of requests and answers, as OpenAI's clients write and read them.
+
+Whatever a request may not have is refused by msgspec when it is decoded; what it may have and this gateway does not
+do is refused by name where it would be done. `/openapi.json` is made of these structs.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+MESSAGES_MAX = 4096
+STOPS_MAX = 4
+TOP_LOGPROBS_MAX = 20
+
+Name = Annotated[str, Meta(min_length=1, max_length=256)]
+Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Stop = Annotated[str, Meta(min_length=1, max_length=1024)]
+
+
+class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of what comes in: a field that is not declared is an error that names it."""
+
+
+class TextPart(Body, frozen=True, tag_field="type", tag="text"):
+    """A part of a message. Images, audio and files are not understood by the models here."""
+
+    text: str
+
+
+Content = str | Annotated[list[TextPart], Meta(min_length=1, max_length=256)]
+
+
+class InstructionMessage(Body, frozen=True, tag_field="role", tag="system"):
+    content: Content
+
+
+class DeveloperMessage(Body, frozen=True, tag_field="role", tag="developer"):
+    """The newer word for `system`."""
+
+    content: Content
+
+
+class UserMessage(Body, frozen=True, tag_field="role", tag="user"):
+    content: Content
+
+
+class AssistantMessage(Body, frozen=True, tag_field="role", tag="assistant"):
+    """An earlier answer, also as a client got it from here: with its empty fields."""
+
+    content: Content
+    refusal: None = None
+    audio: None = None
+    annotations: Annotated[list[Any], Meta(max_length=0)] | None = None
+    function_call: None = None
+    tool_calls: None = None
+
+
+ChatMessage = InstructionMessage | DeveloperMessage | UserMessage | AssistantMessage
+
+
+class StreamOptions(Body, frozen=True):
+    include_usage: bool | None = None
+    """A last chunk without choices says how many tokens it were."""
+    include_obfuscation: Literal[False] | None = None
+
+
+class CommonRequest(Body, frozen=True, kw_only=True):
+    """What chats and completions have in common."""
+
+    model: Name
+    """The name or id of a model that the swarm serves."""
+    max_tokens: Tokens | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    """Draw among the k likeliest tokens; 0 = all. Not one of OpenAI's."""
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=STOPS_MAX)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    user: str | None = None
+    """Taken and not used, like the next ones."""
+    metadata: dict[str, str] | None = None
+
+
+class ChatRequest(CommonRequest, frozen=True, kw_only=True):
+    """The body of `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MESSAGES_MAX)]
+    max_completion_tokens: Tokens | None = None
+    """The newer word for `max_tokens`."""
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+# ── what goes out ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Recovered(msgspec.Struct, frozen=True):
+    """One time that an answer went on elsewhere."""
+
+    after_tokens: int
+    lost: list[str]
+    """Peer ids."""
+    took_s: float
+
+
+class RouteHop(msgspec.Struct, frozen=True):
+    peer_id: str
+    layers: tuple[int, int]
+    """`[start, stop)`."""
+
+
+class HowItCame(msgspec.Struct, frozen=True):
+    """How an answer came about. Not one of OpenAI's fields."""
+
+    route: list[RouteHop]
+    """At the end."""
+    recoveries: list[Recovered]
+    ttft_s: float
+    """From the open session to the first token."""
+    tokens_per_s: float
+    """Of the tokens after the first."""
+    cached_tokens: int
+    """Of the prompt, not computed again."""
+
+
+class PromptDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class AnswerMessage(msgspec.Struct, frozen=True):
+    content: str
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct, frozen=True):
+    index: int
+    message: AnswerMessage
+    finish_reason: str
+    p2pgrid: HowItCame
+    logprobs: None = None
+
+
+class Chat(msgspec.Struct, frozen=True):
+    """The answer of `POST /v1/chat/completions`."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+    object: Literal["chat.completion"] = "chat.completion"
+
+
+class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
+    role: str | None = None
+    content: str | None = None
+
+
+class ChunkChoice(msgspec.Struct, frozen=True):
+    index: int
+    delta: Delta
+    finish_reason: str | None = None
+    logprobs: None = None
+    p2pgrid: HowItCame | msgspec.UnsetType = msgspec.UNSET
+    """In the chunk that has the finish reason."""
+
+
+class ChatChunk(msgspec.Struct, frozen=True):
+    """One event of a streamed chat."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChunkChoice]
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+
+
+class Model(msgspec.Struct, frozen=True):
+    id: str
+    created: int
+    """When this gateway first saw it, Unix time."""
+    model_id: str
+    """The hash that names it wherever it is; not one of OpenAI's fields, like the next ones."""
+    layers: int
+    health: Literal["ready", "degraded", "unavailable"]
+    reasons: list[str]
+    object: Literal["model"] = "model"
+    owned_by: Literal["p2pgrid"] = "p2pgrid"
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    """The answer of `GET /v1/models`."""
+
+    data: list[Model]
+    object: Literal["list"] = "list"
