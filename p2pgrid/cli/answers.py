@@ -1,32 +1,24 @@
 """What commands that ask a model have in common: the engine in this process, and how an answer is shown."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+from p2pgrid.api.models import open_local_engine
 from p2pgrid.cli.console import progress_bar
-from p2pgrid.engine.executor import LaneExecutor
 from p2pgrid.engine.stage import Executor, Stage
-from p2pgrid.ids import Span
 from p2pgrid.node.answer import Answer
 from p2pgrid.node.request import Asker
-from p2pgrid.node.wiring import build_stage, describe_model
-from p2pgrid.settings import PipelineSettings, StageSettings
 from p2pgrid.storage.models import ModelStore
 
 
 @asynccontextmanager
 async def local_engine(store: ModelStore, model: str) -> AsyncIterator[tuple[Asker, Stage, Executor]]:
     """The whole model in this process. Raises BadInput, LocalFault."""
-    description = await describe_model(store, model)
-    settings = StageSettings(sessions_max=1)
-    with progress_bar("loading the model") as advance:
-        span = Span(0, description.manifest.layers)
-        stage = await build_stage(store, description, span, settings, advance)
-    try:
-        yield Asker(description, settings, PipelineSettings()), stage, LaneExecutor()
-    finally:
-        stage.close()
+    async with AsyncExitStack() as stack:
+        with progress_bar("loading the model") as advance:
+            engine = await stack.enter_async_context(open_local_engine(store, model, advance))
+        yield engine
 
 
 def answer_document(answer: Answer) -> dict[str, Any]:

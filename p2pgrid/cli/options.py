@@ -5,9 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from p2pgrid.storage.catalogue import DEFAULT_MODEL as DEFAULT_MODEL
 from p2pgrid.wire.messages import WireChoice
-
-DEFAULT_MODEL = "smollm2-135m-instruct"
 
 Model = Annotated[str, Parameter("--model", help="A model's name (see `p2pgrid models list`) or its 64-digit id.")]
 Bootstrap = Annotated[

@@ -7,32 +7,15 @@ from typing import TypeVar
 
 import trio
 
-from p2pgrid.errors import P2pgridError
+from p2pgrid.api.errors import bare_errors
 
 T = TypeVar("T")
 
 
 def run_async(main: Callable[[], Awaitable[T]]) -> T:
     """`trio.run`, and of the errors that tasks raise together the one that the user should read."""
-    try:
+    with bare_errors():
         return trio.run(main)
-    except BaseExceptionGroup as group:
-        raise _the_one(group) from group
-
-
-def _the_one(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error of ours; an interrupt before it; anything else, being a bug, before both."""
-    leaves = list(_leaves(group))
-    bugs = [e for e in leaves if not isinstance(e, P2pgridError | KeyboardInterrupt | trio.Cancelled)]
-    interrupts = [e for e in leaves if isinstance(e, KeyboardInterrupt)]
-    ours = [e for e in leaves if isinstance(e, P2pgridError)]
-    return [*bugs, *interrupts, *ours, *leaves][0]
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for part in error.exceptions for leaf in _leaves(part)]
-    return [error]
 
 
 async def until_told_to_stop(*, until_stdin_closes: bool) -> None:

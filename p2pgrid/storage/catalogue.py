@@ -10,6 +10,9 @@ from msgspec import Meta
 
 from p2pgrid.wire.fields import Digest, Hex64
 
+DEFAULT_MODEL = "smollm2-135m-instruct"
+"""What is asked for when nobody says."""
+
 Bytes = Annotated[int, Meta(ge=1)]
 
 

@@ -1,0 +1,1 @@
+"""p2pgrid from Python: `connect` on trio, `connect_blocking` for everybody else."""
