@@ -1,6 +1,6 @@
 """What commands that open a gateway have in common."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from p2pgrid.cli.console import say
@@ -14,8 +14,11 @@ from p2pgrid.node.wiring import describe_model, known_models, resolve_model
 from p2pgrid.storage.models import ModelStore
 
 
-def gateway_for(peer: Peer, store: ModelStore, models: list[str] | None) -> Gateway:
-    """A gateway to those `models`, or to all that have a name here. Raises BadInput for an unknown one."""
+def gateway_for(peer: Peer, store: ModelStore, models: list[str] | None, bootstrap: Sequence[str] = ()) -> Gateway:
+    """A gateway to those `models`, or to all that have a name here. Raises BadInput for an unknown one.
+
+    `bootstrap` = addresses by which others join the same swarm.
+    """
     names = known_models(store)
     if models:
         wanted = {resolve_model(store, model): model for model in models}
@@ -24,7 +27,7 @@ def gateway_for(peer: Peer, store: ModelStore, models: list[str] | None) -> Gate
     async def describe(model: ModelId) -> ModelDescription:
         return await describe_model(store, model, peer)
 
-    return Gateway(peer, Models(peer, names, describe))
+    return Gateway(peer, Models(peer, names, describe), bootstrap=tuple(bootstrap))
 
 
 @asynccontextmanager
@@ -33,6 +36,7 @@ async def maybe_gateway(peer: Peer, store: ModelStore, address: tuple[str, int] 
     if address is None:
         yield None
         return
-    async with open_gateway(gateway_for(peer, store, None), *address) as url:
+    gateway = gateway_for(peer, store, None, peer.transport.addresses)  # a node is a bootstrap peer too
+    async with open_gateway(gateway, *address) as url:
         say(f"gateway up; OpenAI's clients use {url}/v1")
         yield url

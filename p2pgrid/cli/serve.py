@@ -35,8 +35,9 @@ def serve(
     host, port = parse_address(listen, "--listen")
 
     async def main() -> None:
-        async with open_network(joining(bootstrap)) as peer:
-            gateway = gateway_for(peer, model_store(), model)
+        peers = joining(bootstrap)
+        async with open_network(peers) as peer:
+            gateway = gateway_for(peer, model_store(), model, peers)
             async with open_gateway(gateway, host, port) as url:
                 now = own_state(peer.transport.peer, peer.transport.addresses, "serving", None, url)
                 if state is not None:
@@ -44,8 +45,8 @@ def serve(
                 if json:
                     print_json(now)
                 else:
-                    say("gateway up; clients use:")
-                    show(f"  {url}/v1")
+                    say("gateway up; browsers open the first, clients use the second:")
+                    show(f"  {url}/\n  {url}/v1")
                 await until_told_to_stop(until_stdin_closes=until_stdin_closes)
         say("gateway down")
 

@@ -92,7 +92,10 @@ class Activity:
 
     def __init__(self) -> None:
         self.changes = 0
-        self._begun = 0
+        self.begun = 0
+        """Answers until now."""
+        self.tokens = 0
+        """Of all of them."""
         self._running: dict[int, RunningAnswer] = {}
         self._over: deque[RunningAnswer] = deque(maxlen=FINISHED_MAX)
         self._waiting = trio.lowlevel.ParkingLot()
@@ -114,8 +117,8 @@ class Activity:
     @contextmanager
     def begin(self, request: str, model: ModelId) -> Iterator[RunningAnswer]:
         """An answer that is over when the context ends: `failed` by an error of ours, `cancelled` when cut short."""
-        self._begun += 1
-        answer = RunningAnswer(self._begun, request, model, self._change)
+        self.begun += 1
+        answer = RunningAnswer(self.begun, request, model, self._change)
         self._running[answer.number] = answer
         self._change()
         end: State = "cancelled"

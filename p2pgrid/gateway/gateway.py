@@ -27,6 +27,8 @@ class Gateway:
     activity: Activity = field(default_factory=Activity)
     stopping: trio.Event = field(default_factory=trio.Event)
     """Set when the gateway ends: what runs says so to its client and is over."""
+    bootstrap: tuple[str, ...] = ()
+    """Addresses by which further nodes join the same swarm, for the page to tell."""
     new_id: Callable[[], str] = _random_id
     """Names a request."""
     _replies: int = 0

@@ -7,6 +7,7 @@ import trio
 
 from p2pgrid.errors import BadInput
 from p2pgrid.gateway.app import make_app
+from p2pgrid.gateway.events import Events
 from p2pgrid.gateway.gateway import Gateway
 from p2pgrid.gateway.server import open_listeners, serve_http
 
@@ -25,7 +26,9 @@ async def open_gateway(gateway: Gateway, host: str, port: int) -> AsyncIterator[
     """Answer at the URL that this gives until the context ends; what runs then is told so. Raises LocalFault."""
     listeners, url = await open_listeners(host, port)
     async with trio.open_nursery() as tasks:
-        tasks.start_soon(serve_http, make_app(gateway), listeners, gateway.limits)
+        events = Events(gateway)
+        tasks.start_soon(events.run)
+        tasks.start_soon(serve_http, make_app(gateway, events), listeners, gateway.limits)
         try:
             yield url
         finally:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from p2pgrid.core.drawing import Drawer
 from p2pgrid.core.generation import Generation
 from p2pgrid.core.text import TextStream
 from p2pgrid.engine.stage import Executor, Stage
@@ -15,7 +14,7 @@ from p2pgrid.node.peer import Peer
 from p2pgrid.services.local import LocalSession
 from p2pgrid.services.pipeline import Terms
 from p2pgrid.settings import PipelineSettings, StageSettings
-from p2pgrid.wire.messages import LOGPROBS_MAX, Sampling, WireChoice
+from p2pgrid.wire.messages import Sampling, WireChoice
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,6 @@ class Request:
     wire: WireChoice = "fp32"
     exact: bool = False
     """No drafts: every token is computed before the next one is begun."""
-    logprobs: int | None = None
-    """Log-probabilities come with each token, and those of so many of the likeliest ones; at most 20."""
 
 
 def _let_it_run(session: Session) -> None:
@@ -69,9 +66,9 @@ class Asker:
     """Answers requests with one model, known by its description."""
 
     def __init__(self, description: ModelDescription, stage: StageSettings, pipeline: PipelineSettings) -> None:
-        self._model = description
+        self.description = description
         self.tokenizer = Tokenizer(description.tokenizer)
-        self._context_max = min(stage.context_max, description.manifest.context)
+        self.context_max = min(stage.context_max, description.manifest.context)
         self._chunk = pipeline.prefill_chunk
 
     def prompt_ids(self, request: Request) -> list[int]:
@@ -98,7 +95,7 @@ class Asker:
         Raises BadInput, NoRoute, Overloaded, PeerUnavailable, PeerMisbehaved.
         """
         generation = self._generation(request, run_ahead=True)
-        layers = self._model.manifest.layers
+        layers = self.description.manifest.layers
         terms = Terms(
             sampling=request.sampling,
             stop_tokens=tuple(self.tokenizer.stops),
@@ -107,77 +104,45 @@ class Asker:
             cache_scope=request.cache_scope,
             wire=request.wire,
             exact=request.exact,
-            logprobs=request.logprobs,
         )
-        async with open_session(peer, self._model.id, layers, terms) as session:
+        async with open_session(peer, self.description.id, layers, terms) as session:
             opened(session)
             return await self._generate(session, generation, request, show)
 
     async def locally(self, stage: Stage, executor: Executor, request: Request, show: Show) -> Answer:
         """Raises BadInput, LocalFault."""
         generation = self._generation(request, run_ahead=False)
-        session = LocalSession(stage, executor, Drawer(request.sampling, logprobs=request.logprobs))
+        session = LocalSession(stage, executor, request.sampling)
         return await self._generate(session, generation, request, show)
 
-    async def score_over_swarm(self, peer: Peer, text: str | TokenIds, top: int = 0) -> ScoredText:
-        """Teacher-forced scores of `text`, and the `top` likeliest tokens (at most 20) everywhere in it.
+    async def score_over_swarm(self, peer: Peer, text: str) -> ScoredText:
+        """Teacher-forced scores of `text`. Raises as `over_swarm`."""
+        ids = self.tokenizer.prompt(text)
+        terms = Terms(positions=len(ids))
+        async with open_session(peer, self.description.id, self.description.manifest.layers, terms) as session:
+            return await score(session, ids, context_max=self.context_max, chunk=self._chunk)
 
-        Raises as `over_swarm`.
-        """
-        ids = self._text_ids(text)
-        terms = Terms(positions=len(ids), logprobs=self._checked(top))
-        async with open_session(peer, self._model.id, self._model.manifest.layers, terms) as session:
-            return await self._score(session, ids, top)
-
-    async def score_locally(self, stage: Stage, executor: Executor, text: str | TokenIds, top: int = 0) -> ScoredText:
-        """The same in this process. Raises BadInput, LocalFault."""
-        session = LocalSession(stage, executor, Drawer(Sampling(), logprobs=self._checked(top)))
-        return await self._score(session, self._text_ids(text), top)
-
-    async def _score(self, session: Session, ids: Sequence[int], top: int) -> ScoredText:
-        return await score(
-            session,
-            ids,
-            context_max=self._context_max,
-            chunk=self._chunk,
-            top=top,
-            bytes_of=self.tokenizer.bytes_of,
-        )
-
-    def _text_ids(self, text: str | TokenIds) -> list[int]:
-        return self.tokenizer.prompt(text) if isinstance(text, str) else self._known(text.ids)
+    async def score_locally(self, stage: Stage, executor: Executor, text: str) -> ScoredText:
+        session = LocalSession(stage, executor, Sampling())
+        return await score(session, self.tokenizer.prompt(text), context_max=self.context_max, chunk=self._chunk)
 
     def _known(self, ids: Sequence[int]) -> list[int]:
         """Raises BadInput for what is no token of the model."""
-        vocab = self._model.manifest.vocab
+        vocab = self.description.manifest.vocab
         if unknown := next((token for token in ids if not 0 <= token < vocab), None):
             raise BadInput(f"no such token: {unknown}; the model has {vocab}")
         return list(ids)
 
-    def _checked(self, logprobs: int | None) -> int | None:
-        """Raises BadInput for more alternatives than are told."""
-        if logprobs is not None and not 0 <= logprobs <= LOGPROBS_MAX:
-            raise BadInput(f"log-probabilities of {logprobs} alternatives: ask for 0 to {LOGPROBS_MAX}")
-        return logprobs
-
     def _generation(self, request: Request, *, run_ahead: bool) -> Generation:
-        self._checked(request.logprobs)
         return Generation(
             self.prompt_ids(request),
             max_tokens=request.max_tokens,
             stop_tokens=self.tokenizer.stops,
-            context_max=self._context_max,
+            context_max=self.context_max,
             chunk=self._chunk,
             run_ahead=run_ahead,
         )
 
     async def _generate(self, session: Session, generation: Generation, request: Request, show: Show) -> Answer:
         text = TextStream(request.stop)
-        return await generate(
-            session,
-            generation,
-            text=text,
-            bytes_of=self.tokenizer.bytes_of,
-            show=show,
-            logprobs=request.logprobs,
-        )
+        return await generate(session, generation, text=text, bytes_of=self.tokenizer.bytes_of, show=show)

@@ -50,7 +50,6 @@ class Terms:
     wire: WireChoice = "fp32"
     exact: bool = False
     relayed: bool = False
-    logprobs: int | None = None
 
 
 class PipelineSession:
@@ -145,7 +144,6 @@ class PipelineSession:
                 terms.cache_scope,
                 terms.wire,
                 terms.exact,
-                terms.logprobs,
             )
             self.rows[stage.peer] = None
             await self._links.send(stage.peer, opening)
