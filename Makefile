@@ -11,7 +11,7 @@ PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check clean
+.PHONY: help install demo test check gallery clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -23,6 +23,7 @@ demo: $(VENV)/.installed ## three nodes on this machine answer a question togeth
 	@$(BIN)/p2pgrid swarm --nodes 3 --model $(MODEL) --prompt "What is the capital of France?"
 
 test: $(VENV)/.installed-dev ## the whole test suite
+	@$(check_browser)
 	@$(BIN)/p2pgrid models pull $(MODEL)
 	@$(BIN)/python -m pytest
 
@@ -32,6 +33,11 @@ check: $(VENV)/.installed-dev $(TYPES_VENV)/.installed ## lint, format, types, i
 	@$(BIN)/mypy --python-executable $(TYPES_VENV)/bin/python
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m pytest tests/test_tidy.py
+
+gallery: $(VENV)/.installed-dev ## the page's screenshots in docs/gallery
+	@$(check_browser)
+	@$(BIN)/p2pgrid models pull $(MODEL)
+	@$(BIN)/python -m tests.e2e.gallery
 
 clean: ## remove everything that make made here
 	@rm -rf $(VENV) $(TYPES_VENV) dist build .mypy_cache .ruff_cache .import_linter_cache .hypothesis .pytest_cache
@@ -82,4 +88,13 @@ if ! complete && test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
 fi; \
 complete || { \
 	echo "p2pgrid: lacks a C compiler, the headers of GMP or of Python, or Python's venv: install gcc libgmp-dev python3-dev python3-venv (Debian, Ubuntu), gcc gmp-devel python3-devel (Fedora), or the Xcode tools and gmp (macOS), then run make again" >&2; exit 1; }
+endef
+
+# One test looks at the page in a browser. Without one it is skipped, and says so.
+define check_browser
+if ! command -v chromium >/dev/null && test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+	echo "· installing chromium with apt-get, to look at the page"; \
+	apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends chromium >/dev/null || true; \
+fi
 endef

@@ -5,14 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from p2pgrid.swarm.processes import end_members, start_member, wait_for_phase
 
 PYTHON = [sys.executable, "-m", "p2pgrid"]
 START_S_MAX = 90.0
@@ -93,3 +96,18 @@ def run(*command: str, timeout_s: float = 90.0, **environment: str) -> subproces
         env={**os.environ, **environment},
         check=False,
     )
+
+
+@asynccontextmanager
+async def gateway_to(bootstrap: Sequence[str]) -> AsyncIterator[str]:
+    """A `p2pgrid serve` that joined through `bootstrap`, and its URL."""
+    with tempfile.TemporaryDirectory(prefix="p2pgrid-gateway-") as directory:
+        joining = [option for address in bootstrap for option in ("--bootstrap", address)]
+        command = ["serve", "--listen", "127.0.0.1:0", *joining]
+        gateway = await start_member("gateway", command, Path(directory))
+        try:
+            state = await wait_for_phase(gateway, "serving")
+            assert state.gateway is not None
+            yield state.gateway
+        finally:
+            await end_members([gateway])
