@@ -20,6 +20,9 @@ COLOURS = 200
 WIDE = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 780}
 LONG_MS = 120_000
+SETTLED_MS = 900
+"""Until what moves has come to rest."""
+STORY = "Write a short story about a lighthouse keeper."
 
 
 async def main() -> None:
@@ -35,39 +38,34 @@ async def main() -> None:
 def _take_all(path: Path, url: str, swarm: LocalSwarm) -> None:
     with open_browser(path) as browser:
         page = _open(browser, url, "light", WIDE)
-        _answer(page, "What is the capital of France?")
-        _answer(page, "Name three rivers of Europe.")
+        _answer(page, "Explain gravity in two sentences.")
+        _answer(page, "Why is the sky blue?")
         _save(page, "chat-light")
-        page.click("nav >> text=Models")
+        _show(page, "Models")
         _save(page, "models-light")
-        page.click("nav >> text=Chat")
-        page.click("#new-chat")
-        _begin(page, "Write a long story about a lighthouse keeper.")
-        page.click("nav >> text=Swarm")
+        _show(page, "Chat")
+        _begin(page, STORY)
+        _show(page, "Swarm")
         _save(page, "swarm-light")
-        page.click("nav >> text=Chat")
-        page.click("#stop")
-        page.close()
-
-        page = _open(browser, url, "dark", WIDE)
-        _begin(page, "Write a long story about a lighthouse keeper.")
-        page.click("nav >> text=Swarm")
-        victim = _only_holder(swarm)
-        os.kill(victim, signal.SIGKILL)
-        expect(page.locator("#map .gap")).to_be_visible()
-        page.wait_for_timeout(150)
-        _save(page, "loss-dark")
-        page.click("nav >> text=Chat")
-        expect(page.locator(".recovered")).to_be_visible(timeout=LONG_MS)
-        _save(page, "recovered-dark")
         page.close()
 
         page = _open(browser, url, "light", PHONE)
-        _answer(page, "What is the capital of France?")
+        _answer(page, "Why is the sky blue?")
         _save(page, "chat-phone")
-        page.click("nav >> text=Swarm")
-        page.wait_for_timeout(700)
+        _begin(page, STORY)
+        _show(page, "Swarm")
         _save(page, "swarm-phone")
+        page.close()
+
+        page = _open(browser, url, "dark", WIDE)
+        _begin(page, STORY)
+        _show(page, "Swarm")
+        os.kill(_only_holder(swarm), signal.SIGKILL)
+        expect(page.locator("#map .gap")).to_be_visible()
+        _save(page, "loss-dark", at_once=True)
+        _show(page, "Chat")
+        expect(page.locator(".recovered")).to_be_visible(timeout=LONG_MS)
+        _save(page, "recovered-dark")
         page.close()
 
 
@@ -75,13 +73,21 @@ def _open(browser: Browser, url: str, theme: str, size: dict[str, int]) -> Page:
     page = browser.new_page(viewport=size, color_scheme=theme, device_scale_factor=1.5)  # type: ignore[arg-type]
     page.goto(url)
     expect(page.locator("#verdict")).to_contain_text(NAME, timeout=LONG_MS)
+    page.click("text=Settings")
+    page.fill("#temperature", "0")
+    page.fill("#max-tokens", "200")
+    page.click("text=Settings")
     return page
+
+
+def _show(page: Page, view: str) -> None:
+    page.click(f"nav >> text={view}")
+    page.wait_for_timeout(SETTLED_MS)
 
 
 def _answer(page: Page, question: str) -> None:
     _ask(page, question)
     expect(page.locator(".message").last.locator(".how")).to_be_visible(timeout=LONG_MS)
-    page.wait_for_timeout(800)
 
 
 def _ask(page: Page, question: str) -> None:
@@ -92,7 +98,6 @@ def _ask(page: Page, question: str) -> None:
 def _begin(page: Page, question: str) -> None:
     _ask(page, question)
     expect(page.locator(".message").last.locator(".live")).to_contain_text("tokens/s", timeout=LONG_MS)
-    page.wait_for_timeout(1500)
 
 
 def _only_holder(swarm: LocalSwarm) -> int:
@@ -100,8 +105,9 @@ def _only_holder(swarm: LocalSwarm) -> int:
     return next(node.pid for node in swarm.nodes() if spans.count(node.layers) == 1)
 
 
-def _save(page: Page, name: str) -> None:
-    page.wait_for_timeout(300)
+def _save(page: Page, name: str, *, at_once: bool = False) -> None:
+    if not at_once:
+        page.wait_for_timeout(SETTLED_MS)
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     target = GALLERY / f"{name}.png"
     image.quantize(COLOURS, dither=Image.Dither.NONE).save(target, optimize=True)

@@ -42,7 +42,7 @@ function showVerdict() {
   const model = store.models[store.bestModel()];
   const state = !store.connected ? "lost" : model ? model.state : "unavailable";
   const running = Object.keys(store.sessions).length;
-  const busy = running ? `${count(running, "answer")} on the way` : model?.name;
+  const busy = running && state !== "unavailable" ? `${count(running, "answer")} on the way` : model?.name;
   const text = !store.connected ? "No connection to the gateway" : model ? `${VERDICTS[state]} · ${busy}` : "No model";
   byId("verdict").dataset.state = state;
   byId("verdict").title = store.connected ? (model?.reasons.join("; ") ?? "") : store.problem;

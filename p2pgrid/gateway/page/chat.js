@@ -8,7 +8,7 @@ import { markdown } from "./markdown.js";
 import { store } from "./store.js";
 import { count, digits, seconds } from "./words.js";
 
-const IDEAS = ["What is the capital of France?", "Explain gravity to a child.", "Write a haiku about many small machines."];
+const IDEAS = ["Why is the sky blue?", "Explain gravity in two sentences.", "Write a short story about a lighthouse keeper."];
 const NEAR_END_PX = 80;
 
 let chat = chats[0] ?? newChat();

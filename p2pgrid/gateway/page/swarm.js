@@ -55,7 +55,9 @@ function chooseFrom(id) {
 
 function lead(model) {
   if (!model || model.nodes === 0) return ["No node serves a model here yet. Under Models it says how to start one."];
-  const held = `${count(model.nodes, "node")} hold${model.nodes === 1 ? "s" : ""} the ${model.layers} layers of `;
+  const missing = model.missing.reduce((sum, [start, stop]) => sum + stop - start, 0);
+  const layers = missing ? `${model.layers - missing} of the ${model.layers} layers` : `the ${model.layers} layers`;
+  const held = `${count(model.nodes, "node")} hold${model.nodes === 1 ? "s" : ""} ${layers} of `;
   const most = model.tokens_per_s_max ? `, at most ${digits(model.tokens_per_s_max)}` : "";
   const given = `${digits(store.rateOf(model))} tokens a second now${most}.`;
   return [held, h("b", {}, model.name), `: ${given}`];
