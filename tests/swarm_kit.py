@@ -9,6 +9,7 @@ from itertools import pairwise
 import msgspec
 import trio
 
+from p2pgrid.core.drawing import Drawer
 from p2pgrid.core.generation import Generation
 from p2pgrid.core.text import TextStream
 from p2pgrid.engine.executor import InlineExecutor
@@ -213,8 +214,9 @@ async def answer_of(
     bytes_of: Callable[[int], bytes] = lambda token: b"",
     stop: Sequence[str] = (),
     show: Show = lambda piece: None,
+    logprobs: int | None = None,
 ) -> Answer:
-    return await generate(session, wanted, text=TextStream(stop), bytes_of=bytes_of, show=show)
+    return await generate(session, wanted, text=TextStream(stop), bytes_of=bytes_of, show=show, logprobs=logprobs)
 
 
 def texts(into: list[str]) -> Show:
@@ -236,7 +238,7 @@ async def alone(
 ) -> list[int]:
     """The token ids that one process with all layers answers."""
     stage = CountedStage(WHOLE, 1, seed=seed, context_max=context_max)
-    session = LocalSession(stage, InlineExecutor(), sampling)
+    session = LocalSession(stage, InlineExecutor(), Drawer(sampling))
     asked = generation(prompt, max_tokens, run_ahead=False, context_max=context_max)
     return (await answer_of(session, asked)).token_ids
 

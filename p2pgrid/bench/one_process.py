@@ -7,6 +7,7 @@ from functools import partial
 import trio
 
 from p2pgrid.bench.child import ChildSystem, Reply, Request, open_child, serve
+from p2pgrid.core.drawing import Drawer
 from p2pgrid.core.generation import Generation
 from p2pgrid.core.text import TextStream
 from p2pgrid.engine.executor import LaneExecutor
@@ -38,7 +39,7 @@ async def answer_whole(session: Session, request: Request, *, context_max: int, 
 
 
 async def _answer(stage: Stage, executor: LaneExecutor, context_max: int, request: Request) -> Reply:
-    session = LocalSession(stage, executor, Sampling())
+    session = LocalSession(stage, executor, Drawer(Sampling()))
     answer = await answer_whole(session, request, context_max=context_max, run_ahead=False)
     return Reply(request.number, tuple(answer.token_times_s), tuple(answer.token_ids))
 

@@ -1,6 +1,7 @@
 """How commands speak: results on stdout, with `--json` as one document; everything else on stderr."""
 
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,11 @@ def print_json(document: Any) -> None:
 def show(line: str) -> None:
     """One line of a command's result. No markup, so that nothing in it can be mistaken for some."""
     stdout.print(line, markup=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """What strangers say, without what a terminal would obey: control characters, but for new lines and tabs."""
+    return "".join(letter for letter in text if letter in "\n\t" or unicodedata.category(letter) != "Cc")
 
 
 def say(line: str) -> None:

@@ -6,6 +6,8 @@ The uniform numbers come from Philox (Salmon et al. 2011) keyed by the seed, wit
 word of its counter, so that the streams of two positions never overlap and any peer draws the same token.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,6 +16,31 @@ from p2pgrid.wire.messages import Sampling
 from p2pgrid.wire.tensors import Floats, Ints
 
 Scores = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Natural log-probabilities of a token and of the likeliest ones, the likeliest first."""
+
+    chosen: float
+    top_ids: Ints
+    """`[k]`"""
+    top: Floats
+    """`[k]`"""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """How likely `n` tokens of a given text were, and what was likelier."""
+
+    top1: Ints
+    """`[n]`"""
+    next_logprobs: Floats
+    """`[n]`"""
+    top_ids: Ints
+    """`[n, k]`, the likeliest first."""
+    top_logprobs: Floats
+    """`[n, k]`"""
 
 
 def sample(logits: Floats, sampling: Sampling, position: int) -> int:
@@ -31,15 +58,43 @@ def sample(logits: Floats, sampling: Sampling, position: int) -> int:
     return int(kept[np.argmax(scores[kept] + noise[kept])])
 
 
-def score(logits: Floats, targets: Ints) -> tuple[Ints, Floats]:
-    """For `logits` `[n, vocab]` and `targets` `[n]`: the likeliest tokens `[n]` and the targets' log-probabilities."""
+def logprobs(logits: Floats, token: int, top: int) -> Logprobs:
+    """For the logits `[vocab]` as they are, at temperature 1."""
+    row, total = _normalized(logits)
+    top_ids = likeliest(logits, top)
+    return Logprobs(float(row[token] - total), top_ids, (row[top_ids] - total).astype(np.float32))
+
+
+def score(logits: Floats, targets: Ints, top: int = 0) -> Scored:
+    """For `logits` `[n, vocab]` and the tokens `targets` `[n]` that really follow."""
+    n, k = len(targets), min(top, logits.shape[-1])
     top1 = logits.argmax(axis=-1).astype(np.int32)
-    logprobs = np.empty(len(targets), np.float32)
+    next_logprobs = np.empty(n, np.float32)
+    top_ids, top_logprobs = np.empty((n, k), np.int32), np.empty((n, k), np.float32)
     for i, target in enumerate(targets):  # a row at a time: float64 copies of a whole chunk would be 50 MB
-        row = logits[i].astype(np.float64)
-        peak = row.max()
-        logprobs[i] = row[target] - peak - np.log(np.exp(row - peak).sum())
-    return top1, logprobs
+        row, total = _normalized(logits[i])
+        next_logprobs[i] = row[target] - total
+        if k:
+            top_ids[i] = likeliest(logits[i], k)
+            top_logprobs[i] = row[top_ids[i]] - total
+    return Scored(top1, next_logprobs, top_ids, top_logprobs)
+
+
+def likeliest(logits: Floats, count: int) -> Ints:
+    """The ids of so many of the largest of `logits` `[vocab]`, the largest first; of equals the lower id."""
+    count = min(count, len(logits))
+    if not count:
+        return np.empty(0, np.int32)
+    least = np.partition(logits, -count)[-count]
+    found = np.flatnonzero(logits >= least)
+    return found[np.argsort(-logits[found], kind="stable")][:count].astype(np.int32)
+
+
+def _normalized(logits: Floats) -> tuple[Scores, np.float64]:
+    """The logits less their largest, and what to take from those for log-probabilities."""
+    row = logits.astype(np.float64)
+    row -= row.max()
+    return row, np.log(np.exp(row).sum())
 
 
 def _kept(scores: Scores, sampling: Sampling) -> npt.NDArray[np.int64]:

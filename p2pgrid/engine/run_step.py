@@ -6,10 +6,10 @@ from typing import Literal
 
 import numpy as np
 
-from p2pgrid.core.sampling import sample, score
+from p2pgrid.core.drawing import Drawer, Drawn
+from p2pgrid.core.sampling import Scored
 from p2pgrid.engine.stage import Stage
 from p2pgrid.errors import LocalFault
-from p2pgrid.wire.messages import Sampling
 from p2pgrid.wire.tensors import Floats, Ints
 
 Want = Literal["nothing", "token", "scores"]
@@ -22,22 +22,8 @@ class HiddenOut:
     hidden: Floats
 
 
-@dataclass(frozen=True)
-class TokenOut:
-    """Sampled for the position behind the step."""
-
-    token: int
-
-
-@dataclass(frozen=True)
-class ScoresOut:
-    """The likeliest tokens `[n]` and the targets' log-probabilities `[n]`."""
-
-    top1: Ints
-    next_logprobs: Floats
-
-
-StepOut = HiddenOut | TokenOut | ScoresOut | None
+StepOut = HiddenOut | Drawn | Scored | None
+"""A token is drawn for the position behind the step."""
 
 
 def is_last(stage: Stage) -> bool:
@@ -53,7 +39,7 @@ def run_step(
     *,
     want: Want,
     targets: Ints,
-    sampling: Sampling,
+    drawer: Drawer,
 ) -> StepOut:
     """Run `tokens` `[n]` (and `hidden` `[n, hidden]` beyond layer 0) from `position` on; see `Stage.step`.
 
@@ -67,9 +53,9 @@ def run_step(
             return None
         case "token":
             logits = stage.step(row, position, tokens, hidden, 1)
-            return TokenOut(sample(logits[-1], sampling, position + len(tokens)))
+            return drawer.draw(logits[-1], position + len(tokens))
         case "scores":
-            return ScoresOut(*score(stage.step(row, position, tokens, hidden, len(tokens)), targets))
+            return drawer.score(stage.step(row, position, tokens, hidden, len(tokens)), targets)
 
 
 @dataclass(frozen=True)
@@ -82,7 +68,7 @@ class RowStep:
     hidden: Floats | None
     """`[hidden]`, beyond layer 0."""
     want: Literal["nothing", "token"]
-    sampling: Sampling
+    drawer: Drawer
 
 
 def run_rows(stage: Stage, steps: Sequence[RowStep]) -> list[StepOut | LocalFault]:
@@ -99,10 +85,10 @@ def run_rows(stage: Stage, steps: Sequence[RowStep]) -> list[StepOut | LocalFaul
     return [_sampled(logits, step) for logits, step in zip(output, steps, strict=True)]
 
 
-def _sampled(logits: Floats, step: RowStep) -> TokenOut | LocalFault | None:
+def _sampled(logits: Floats, step: RowStep) -> Drawn | LocalFault | None:
     if step.want == "nothing":
         return None
     try:
-        return TokenOut(sample(logits, step.sampling, step.position + 1))
+        return step.drawer.draw(logits, step.position + 1)
     except LocalFault as fault:
         return fault

@@ -1,5 +1,6 @@
 """Running a request to its end: the same loop over a pipeline of peers and over one process."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -7,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import trio
 
-from p2pgrid.core.generation import Action, Emit, Finish, Generation, SendStep, chunks
+from p2pgrid.core.generation import Emit, Finish, Generation, SendStep, chunks
 from p2pgrid.core.prefix import reusable
 from p2pgrid.core.recovery import Recovery
 from p2pgrid.core.text import TextStream
@@ -35,12 +36,16 @@ class Session(Protocol):
 
 
 @dataclass(frozen=True)
-class AnswerToken:
-    """A token of an answer, as it comes."""
+class TokenInfo:
+    """A token of an answer, or one that might have stood in its place."""
 
     token: int
     data: bytes
     """Its bytes, maybe a part of a character; none for control tokens."""
+    logprob: float | None = None
+    """Where it is asked for: natural, at temperature 1, before penalties and the like."""
+    top: tuple["TokenInfo", ...] = ()
+    """The likeliest tokens for the same place, as many as were asked for."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,12 @@ class Piece:
 
     text: str
     """Maybe none yet. It may begin with what earlier tokens left uncertain."""
-    token: AnswerToken | None
+    token: TokenInfo | None
     """None for text that was held back until the end of the answer."""
 
 
+BytesOf = Callable[[int], bytes]
+"""The bytes of a token. Raises BadInput when there is no such token."""
 Show = Callable[[Piece], None]
 
 
@@ -93,6 +100,8 @@ class ScoredText:
     """`[n - 1]`: log-probability of each token after the first."""
     top1: list[int]
     """`[n]`: the likeliest token after each position."""
+    top: list[tuple[TokenInfo, ...]]
+    """`[n][k]`: the likeliest tokens after each position, as many as were asked for."""
 
     @property
     def mean_nll(self) -> float:
@@ -104,31 +113,36 @@ async def generate(
     generation: Generation,
     *,
     text: TextStream,
-    bytes_of: Callable[[int], bytes],
+    bytes_of: BytesOf,
     show: Show,
+    logprobs: int | None = None,
 ) -> Answer:
     """Run `generation` over `session`; `show` gets a piece for each token at once, also for one that ends the answer.
+
+    `logprobs` is what the session was opened with.
 
     Raises what the session raises; what was shown until then stays shown.
     """
     started_s = trio.current_time()
     answer = Answer(len(generation.prompt), reusable(len(generation.prompt), session.cached))
 
-    def out(certain: str, token: AnswerToken | None) -> None:
+    def out(certain: str, token: TokenInfo | None) -> None:
         answer.text += certain
         show(Piece(certain, token))
 
     pending = list(generation.start(session.cached))
+    message: Token | None = None
     while True:
         for action in pending:
             match action:
                 case SendStep():
                     await session.send(action)
                 case Emit(token=token):
+                    assert message is not None, "tokens come from messages"
+                    info = _info(message, bytes_of, logprobs)
                     answer.token_ids.append(token)
                     answer.token_times_s.append(trio.current_time() - started_s)
-                    data = bytes_of(token)
-                    out(text.push(data), AnswerToken(token, data))
+                    out(text.push(info.data), info)
                     if text.stopped:
                         pending = generation.stop()
                         break
@@ -139,17 +153,56 @@ async def generate(
                     answer.route, answer.recoveries = session.route, session.recoveries
                     return answer
         else:
-            pending = _next(generation, await session.receive())
+            message = _token(await session.receive())
+            pending = generation.on_token(message.position, message.token)
 
 
-def _next(generation: Generation, message: Token | Scores) -> list[Action]:
+def _token(message: Token | Scores) -> Token:
     if not isinstance(message, Token):
         raise PeerMisbehaved("the pipeline sent scores where a token was asked for")
-    return generation.on_token(message.position, message.token)
+    return message
 
 
-async def score(session: Session, token_ids: Sequence[int], *, context_max: int, chunk: int) -> ScoredText:
-    """Log-probability of each next token of `token_ids`, and the likeliest one, position by position."""
+def _info(message: Token, bytes_of: BytesOf, logprobs: int | None) -> TokenInfo:
+    """What came of a token. Raises PeerMisbehaved for what was not asked for, and for tokens that do not exist."""
+    data = _bytes(message.token, bytes_of)
+    if logprobs is None:
+        return TokenInfo(message.token, data)
+    if message.logprob is None or not math.isfinite(message.logprob):
+        raise PeerMisbehaved("the pipeline sent no log-probability, which was asked for")
+    (top,) = _tops(message.top_ids, message.top_logprobs, 1, logprobs, bytes_of)
+    return TokenInfo(message.token, data, message.logprob, top)
+
+
+def _tops(ids: bytes, logprobs: bytes, rows: int, top: int, bytes_of: BytesOf) -> list[tuple[TokenInfo, ...]]:
+    """The `top` likeliest tokens of each of `rows` positions."""
+    if not len(ids) == len(logprobs) == 4 * rows * top:
+        raise PeerMisbehaved(f"the pipeline did not send the {top} likeliest tokens, which were asked for")
+    pairs = zip(np.frombuffer(ids, "<i4").tolist(), np.frombuffer(logprobs, "<f4").tolist(), strict=True)
+    infos = [TokenInfo(token, _bytes(token, bytes_of), logprob) for token, logprob in pairs]
+    return [tuple(infos[row * top : (row + 1) * top]) for row in range(rows)]
+
+
+def _bytes(token: int, bytes_of: BytesOf) -> bytes:
+    try:
+        return bytes_of(token)
+    except BadInput as error:
+        raise PeerMisbehaved(f"the pipeline answered with token {token}, which the model does not have") from error
+
+
+async def score(
+    session: Session,
+    token_ids: Sequence[int],
+    *,
+    context_max: int,
+    chunk: int,
+    top: int = 0,
+    bytes_of: BytesOf = lambda token: b"",
+) -> ScoredText:
+    """Log-probability of each next token of `token_ids`, and the likeliest ones, position by position.
+
+    `top`, for which the session was opened, is how many besides the likeliest one's id.
+    """
     n = len(token_ids)
     if n < 2:
         raise BadInput(f"a text of {n} tokens has no next token to score: give a longer one")
@@ -159,6 +212,7 @@ async def score(session: Session, token_ids: Sequence[int], *, context_max: int,
     cuts = chunks(n, chunk)
     next_logprobs: list[float] = []
     top1: list[int] = []
+    tops: list[tuple[TokenInfo, ...]] = []
 
     for a, b in cuts:
         await session.send(SendStep(a, tuple(token_ids[a:b]), "scores", targets=tuple(next_ids[a:b])))
@@ -170,4 +224,5 @@ async def score(session: Session, token_ids: Sequence[int], *, context_max: int,
             raise PeerMisbehaved(f"the pipeline did not score all of the {b - a} positions that it was asked to")
         top1 += np.frombuffer(scores.top1, "<i4").tolist()
         next_logprobs += np.frombuffer(scores.next_logprobs, "<f4").tolist()
-    return ScoredText(list(token_ids), next_logprobs[: n - 1], top1)
+        tops += _tops(scores.top_ids, scores.top_logprobs, b - a, top, bytes_of)
+    return ScoredText(list(token_ids), next_logprobs[: n - 1], top1, tops)

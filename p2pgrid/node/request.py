@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from p2pgrid.core.drawing import Drawer
 from p2pgrid.core.generation import Generation
 from p2pgrid.core.text import TextStream
 from p2pgrid.engine.stage import Executor, Stage
@@ -14,7 +15,7 @@ from p2pgrid.node.peer import Peer
 from p2pgrid.services.local import LocalSession
 from p2pgrid.services.pipeline import Terms
 from p2pgrid.settings import PipelineSettings, StageSettings
-from p2pgrid.wire.messages import Sampling, WireChoice
+from p2pgrid.wire.messages import LOGPROBS_MAX, Sampling, WireChoice
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Request:
     wire: WireChoice = "fp32"
     exact: bool = False
     """No drafts: every token is computed before the next one is begun."""
+    logprobs: int | None = None
+    """Log-probabilities come with each token, and those of so many of the likeliest ones; at most 20."""
 
 
 def _let_it_run(session: Session) -> None:
@@ -104,6 +107,7 @@ class Asker:
             cache_scope=request.cache_scope,
             wire=request.wire,
             exact=request.exact,
+            logprobs=request.logprobs,
         )
         async with open_session(peer, self.description.id, layers, terms) as session:
             opened(session)
@@ -112,19 +116,36 @@ class Asker:
     async def locally(self, stage: Stage, executor: Executor, request: Request, show: Show) -> Answer:
         """Raises BadInput, LocalFault."""
         generation = self._generation(request, run_ahead=False)
-        session = LocalSession(stage, executor, request.sampling)
+        session = LocalSession(stage, executor, Drawer(request.sampling, logprobs=request.logprobs))
         return await self._generate(session, generation, request, show)
 
-    async def score_over_swarm(self, peer: Peer, text: str) -> ScoredText:
-        """Teacher-forced scores of `text`. Raises as `over_swarm`."""
-        ids = self.tokenizer.prompt(text)
-        terms = Terms(positions=len(ids))
-        async with open_session(peer, self.description.id, self.description.manifest.layers, terms) as session:
-            return await score(session, ids, context_max=self.context_max, chunk=self._chunk)
+    async def score_over_swarm(self, peer: Peer, text: str | TokenIds, top: int = 0) -> ScoredText:
+        """Teacher-forced scores of `text`, and the `top` likeliest tokens (at most 20) everywhere in it.
 
-    async def score_locally(self, stage: Stage, executor: Executor, text: str) -> ScoredText:
-        session = LocalSession(stage, executor, Sampling())
-        return await score(session, self.tokenizer.prompt(text), context_max=self.context_max, chunk=self._chunk)
+        Raises as `over_swarm`.
+        """
+        ids = self._text_ids(text)
+        terms = Terms(positions=len(ids), logprobs=self._checked(top))
+        async with open_session(peer, self.description.id, self.description.manifest.layers, terms) as session:
+            return await self._score(session, ids, top)
+
+    async def score_locally(self, stage: Stage, executor: Executor, text: str | TokenIds, top: int = 0) -> ScoredText:
+        """The same in this process. Raises BadInput, LocalFault."""
+        session = LocalSession(stage, executor, Drawer(Sampling(), logprobs=self._checked(top)))
+        return await self._score(session, self._text_ids(text), top)
+
+    async def _score(self, session: Session, ids: Sequence[int], top: int) -> ScoredText:
+        return await score(
+            session,
+            ids,
+            context_max=self.context_max,
+            chunk=self._chunk,
+            top=top,
+            bytes_of=self.tokenizer.bytes_of,
+        )
+
+    def _text_ids(self, text: str | TokenIds) -> list[int]:
+        return self.tokenizer.prompt(text) if isinstance(text, str) else self._known(text.ids)
 
     def _known(self, ids: Sequence[int]) -> list[int]:
         """Raises BadInput for what is no token of the model."""
@@ -133,7 +154,14 @@ class Asker:
             raise BadInput(f"no such token: {unknown}; the model has {vocab}")
         return list(ids)
 
+    def _checked(self, logprobs: int | None) -> int | None:
+        """Raises BadInput for more alternatives than are told."""
+        if logprobs is not None and not 0 <= logprobs <= LOGPROBS_MAX:
+            raise BadInput(f"log-probabilities of {logprobs} alternatives: ask for 0 to {LOGPROBS_MAX}")
+        return logprobs
+
     def _generation(self, request: Request, *, run_ahead: bool) -> Generation:
+        self._checked(request.logprobs)
         return Generation(
             self.prompt_ids(request),
             max_tokens=request.max_tokens,
@@ -145,4 +173,11 @@ class Asker:
 
     async def _generate(self, session: Session, generation: Generation, request: Request, show: Show) -> Answer:
         text = TextStream(request.stop)
-        return await generate(session, generation, text=text, bytes_of=self.tokenizer.bytes_of, show=show)
+        return await generate(
+            session,
+            generation,
+            text=text,
+            bytes_of=self.tokenizer.bytes_of,
+            show=show,
+            logprobs=request.logprobs,
+        )

@@ -3,14 +3,16 @@
 from collections import deque
 from functools import partial
 
+from p2pgrid.core.drawing import Drawer, Drawn, scores_message, token_message
 from p2pgrid.core.generation import SendStep
 from p2pgrid.core.recovery import Recovery
-from p2pgrid.engine.run_step import ScoresOut, TokenOut, run_step
+from p2pgrid.core.sampling import Scored
+from p2pgrid.engine.run_step import run_step
 from p2pgrid.engine.stage import Executor, Stage
 from p2pgrid.errors import LocalFault
 from p2pgrid.ids import SessionId
-from p2pgrid.wire.messages import Hop, Sampling, Scores, Token
-from p2pgrid.wire.tensors import pack_floats, pack_ints, unpack_ints
+from p2pgrid.wire.messages import Hop, Scores, Token
+from p2pgrid.wire.tensors import pack_ints, unpack_ints
 
 LOCAL = SessionId("0" * 32)
 
@@ -22,10 +24,10 @@ class LocalSession:
     cached = 0
     recoveries: tuple[Recovery, ...] = ()
 
-    def __init__(self, stage: Stage, executor: Executor, sampling: Sampling) -> None:
+    def __init__(self, stage: Stage, executor: Executor, drawer: Drawer) -> None:
         self._stage = stage
         self._executor = executor
-        self._sampling = sampling
+        self._drawer = drawer
         self._answers: deque[Token | Scores] = deque()
 
     async def send(self, step: SendStep) -> None:
@@ -40,13 +42,13 @@ class LocalSession:
             None,
             want=step.want,
             targets=unpack_ints(pack_ints(step.targets), self._stage.vocab),
-            sampling=self._sampling,
+            drawer=self._drawer,
         )
         match await self._executor.run(work):
-            case TokenOut(token=token):
-                self._answers.append(Token(LOCAL, 0, position + len(step.tokens), token))
-            case ScoresOut(top1=top1, next_logprobs=logprobs):
-                self._answers.append(Scores(LOCAL, 0, position, pack_ints(top1), pack_floats(logprobs)))
+            case Drawn() as drawn:
+                self._answers.append(token_message(drawn, LOCAL, 0, position + len(step.tokens)))
+            case Scored() as scored:
+                self._answers.append(scores_message(scored, LOCAL, 0, position))
             case _:
                 pass
 

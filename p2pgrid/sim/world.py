@@ -8,6 +8,7 @@ from typing import assert_never
 
 import trio
 
+from p2pgrid.core.drawing import Drawer
 from p2pgrid.core.generation import Generation
 from p2pgrid.core.text import TextStream
 from p2pgrid.engine.executor import InlineExecutor
@@ -107,7 +108,7 @@ def undisturbed(seed: int, plan: Plan | None = None) -> list[list[int]]:
         answers: list[list[int]] = []
         for i in range(chosen.requests):
             prompt, sampling = _request(seed, i, chosen)
-            session = LocalSession(stage, InlineExecutor(), sampling)
+            session = LocalSession(stage, InlineExecutor(), Drawer(sampling))
             answer = await generate(
                 session, _generation(prompt, chosen, False), text=TextStream(), bytes_of=_bytes_of, show=_ignore
             )

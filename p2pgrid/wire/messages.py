@@ -28,6 +28,8 @@ ROUTE_HOPS_MAX = 256
 PREFIX_BLOCK = 64
 """Positions of a prompt that share one key in the prefix caches; see `core.prefix`."""
 PREFIX_KEY_BYTES, PREFIX_BLOCKS_MAX = 16, 4096
+LOGPROBS_MAX = 20
+"""Alternatives to a token whose log-probabilities are told."""
 
 WireFormat = Literal["fp32", "fp16", "int8"]
 WireChoice = Literal["fp32", "fp16", "int8", "auto"]
@@ -118,6 +120,8 @@ class Open(Message, frozen=True):
     """How the stages send each other hidden states; `auto` = by what each link carries."""
     exact: bool = False
     """No stage drafts tokens ahead."""
+    logprobs: Annotated[int, Meta(ge=0, le=LOGPROBS_MAX)] | None = None
+    """Tell log-probabilities with each token, and those of so many of the likeliest ones; with scores, these alone."""
 
 
 class Opened(Message, frozen=True):
@@ -164,6 +168,12 @@ class Token(Message, frozen=True):
     epoch: Count
     position: Count
     token: Count
+    logprob: float | None = None
+    """Where `Open.logprobs` asks for it: by the softmax of the logits as the model gives them."""
+    top_ids: Annotated[bytes, Meta(max_length=4 * LOGPROBS_MAX)] = b""
+    """int32, little-endian, `[k]`: the likeliest tokens, the likeliest one first."""
+    top_logprobs: Annotated[bytes, Meta(max_length=4 * LOGPROBS_MAX)] = b""
+    """float32, little-endian, `[k]`."""
 
 
 class Scores(Message, frozen=True):
@@ -176,6 +186,10 @@ class Scores(Message, frozen=True):
     """int32, little-endian, `[n]`: the likeliest token after each position."""
     next_logprobs: Annotated[bytes, Meta(max_length=4 * TOKENS_PER_STEP_MAX)]
     """float32, little-endian, `[n]`: log-probability of the step's `targets`."""
+    top_ids: Annotated[bytes, Meta(max_length=4 * TOKENS_PER_STEP_MAX * LOGPROBS_MAX)] = b""
+    """int32, little-endian, `[n, k]`: the `k = Open.logprobs` likeliest tokens after each position, in order."""
+    top_logprobs: Annotated[bytes, Meta(max_length=4 * TOKENS_PER_STEP_MAX * LOGPROBS_MAX)] = b""
+    """float32, little-endian, `[n, k]`."""
 
 
 class OutOfSync(Message, frozen=True):

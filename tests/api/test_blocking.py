@@ -5,31 +5,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 
-from p2pgrid.api import blocking
 from p2pgrid.api.blocking import connect_blocking
-from p2pgrid.api.grid import Grid
 from p2pgrid.errors import BadInput, NoRoute
-from tests.api.toy_grid import toy_swarm
+from tests.api.toy_grid import blocking_on_toys
 
 
 @pytest.fixture
 def swarm_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections lead to it; each must leave all rows free."""
-
-    @asynccontextmanager
-    async def connect(bootstrap: Any, **options: Any) -> AsyncIterator[Grid]:
-        if bootstrap == "nowhere":
-            raise NoRoute("nobody is there")
-        async with toy_swarm(cost_s=0.02) as swarm:
-            yield swarm.grid
-
-    monkeypatch.setattr(blocking, "connect", connect)
+    blocking_on_toys(monkeypatch)
 
 
 def test_answers_and_scores_come_without_an_event_loop(swarm_in_memory: None) -> None:

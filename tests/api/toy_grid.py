@@ -5,11 +5,15 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytest
 import trio
 
+from p2pgrid.api import blocking
 from p2pgrid.api.grid import Grid, opened_grid
 from p2pgrid.api.models import SwarmModels
+from p2pgrid.errors import NoRoute
 from p2pgrid.net.memory_transport import MemoryNetwork
 from p2pgrid.node.client import ModelDescription
 from p2pgrid.storage.models import ModelStore
@@ -58,3 +62,16 @@ async def toy_swarm(*, cost_s: float = 0.001) -> AsyncIterator[ToySwarm]:
         finally:
             with trio.CancelScope(shield=True):
                 await ToySwarm(grid, lives).all_given_back()
+
+
+def blocking_on_toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on `connect_blocking` leads to a swarm of toys, but for `nowhere`."""
+
+    @asynccontextmanager
+    async def connect(bootstrap: Any, **options: Any) -> AsyncIterator[Grid]:
+        if bootstrap == "nowhere":
+            raise NoRoute("nobody is there")
+        async with toy_swarm(cost_s=0.02) as swarm:
+            yield swarm.grid
+
+    monkeypatch.setattr(blocking, "connect", connect)

@@ -13,6 +13,7 @@ from p2pgrid.bench.one_process import answer_whole
 from p2pgrid.bench.profiles import MBIT, PROFILES, Profile
 from p2pgrid.bench.scenario import Options
 from p2pgrid.bench.scenarios import hop, links
+from p2pgrid.core.drawing import Drawer
 from p2pgrid.engine.executor import LaneExecutor
 from p2pgrid.errors import BadInput, LocalFault, PeerUnavailable
 from p2pgrid.ids import Span
@@ -153,7 +154,7 @@ async def _compare_answers(store: ModelStore) -> None:
     prompt = tuple(range(1000, 1016))
     description = await describe_model(store, NAME)
     stage = await build_stage(store, description, Span(0, description.manifest.layers), StageSettings())
-    whole = LocalSession(stage, LaneExecutor(), Sampling())
+    whole = LocalSession(stage, LaneExecutor(), Drawer(Sampling()))
     expected = await answer_whole(whole, Request(0, prompt, 8), context_max=64, run_ahead=False)
     stage.close()
     async with open_conditioned_swarm(NAME, 2, profile) as swarm:

@@ -20,6 +20,7 @@ from p2pgrid.bench.step_parts import along_the_route, parts_of, read_trace
 from p2pgrid.bench.swarm_system import open_swarm_system
 from p2pgrid.bench.systems import Timed
 from p2pgrid.cli.bench_tables import show_document
+from p2pgrid.core.drawing import Drawer
 from p2pgrid.core.speculation import Text
 from p2pgrid.engine.executor import LaneExecutor
 from p2pgrid.engine.tokenizer import Tokenizer
@@ -189,7 +190,7 @@ async def _compare_quotes(store: ModelStore) -> None:
     try:
         for question in (*QUOTING, *ORDINARY):
             prompt = prompt_ids(tokenizer, question)
-            whole = LocalSession(stage, LaneExecutor(), Sampling())
+            whole = LocalSession(stage, LaneExecutor(), Drawer(Sampling()))
             tokens = speculation.ANSWER_TOKENS["quoting"]
             answer = await answer_whole(whole, Request(0, prompt, tokens), context_max=512, run_ahead=False)
             guessed[question] = _guessed_share(prompt, answer.token_ids)

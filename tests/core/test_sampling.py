@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pgrid.core.sampling import _gumbel, _kept, sample, score
+from p2pgrid.core.sampling import _gumbel, _kept, likeliest, logprobs, sample, score
 from p2pgrid.errors import LocalFault
 from p2pgrid.wire.messages import Sampling
 from p2pgrid.wire.tensors import Floats
@@ -200,7 +200,8 @@ def test_scores_are_the_log_softmax_in_double_precision(data: st.DataObject, n: 
     rows = data.draw(st.lists(st.lists(value, min_size=vocab, max_size=vocab), min_size=n, max_size=n))
     targets = data.draw(st.lists(st.integers(0, vocab - 1), min_size=n, max_size=n))
     logits = np.array(rows, np.float32)
-    top1, logprobs = score(logits, np.array(targets, np.int32))
+    scored = score(logits, np.array(targets, np.int32))
+    top1, logprobs = scored.top1, scored.next_logprobs
     assert top1.dtype.name == "int32"
     assert logprobs.dtype.name == "float32"
     assert top1.tolist() == [row.index(max(row)) for row in logits.tolist()]
@@ -208,3 +209,25 @@ def test_scores_are_the_log_softmax_in_double_precision(data: st.DataObject, n: 
         peak = max(row)
         exact = row[target] - peak - math.log(math.fsum(math.exp(x - peak) for x in row))
         assert logprob == pytest.approx(exact, rel=1e-6, abs=1e-6)
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=30), st.integers(0, 40))
+@bounded
+def test_the_likeliest_come_first_and_of_equals_the_lower_id(values: list[float], count: int) -> None:
+    expected = sorted(range(len(values)), key=lambda i: (-values[i], i))[:count]
+    assert likeliest(np.array(values, np.float32), count).tolist() == expected
+
+
+@given(st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=30), st.data())
+@bounded
+def test_a_drawn_token_is_as_likely_as_a_scored_one(values: list[float], data: st.DataObject) -> None:
+    logits = np.array(values, np.float32)
+    token = data.draw(st.integers(0, len(values) - 1))
+    count = data.draw(st.integers(0, 20))
+    drawn = logprobs(logits, token, count)
+    scored = score(logits[None], np.array([token], np.int32), count)
+    assert np.float32(drawn.chosen) == scored.next_logprobs[0]
+    assert drawn.top_ids.tolist() == scored.top_ids[0].tolist() == likeliest(logits, count).tolist()
+    assert drawn.top.tolist() == scored.top_logprobs[0].tolist()
+    if count:
+        assert drawn.top[0] >= np.float32(drawn.chosen)

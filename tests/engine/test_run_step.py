@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pgrid.engine.run_step import HiddenOut, RowStep, TokenOut, run_rows, run_step
+from p2pgrid.core.drawing import Drawer, Drawn
+from p2pgrid.engine.run_step import HiddenOut, RowStep, run_rows, run_step
 from p2pgrid.engine.toy_stage import ToyStage
 from p2pgrid.errors import LocalFault
 from p2pgrid.ids import Span
@@ -46,7 +47,7 @@ def test_a_batch_gives_what_each_step_gives_by_itself(order: list[int], n: int, 
                 data.draw(st.integers(0, 255)),
                 some_hidden(1, row + 50)[0] if span.start else None,
                 data.draw(wants),
-                data.draw(samplings),
+                Drawer(data.draw(samplings)),
             )
             for row in order[:n]
         ]
@@ -59,7 +60,7 @@ def test_a_batch_gives_what_each_step_gives_by_itself(order: list[int], n: int, 
                 None if step.hidden is None else step.hidden[None],
                 want=step.want,
                 targets=np.empty(0, np.int32),
-                sampling=step.sampling,
+                drawer=step.drawer,
             )
             if isinstance(expected, HiddenOut):
                 assert isinstance(found, HiddenOut) and np.array_equal(found.hidden, expected.hidden)
@@ -77,12 +78,12 @@ class BrokenRow(ToyStage):
 
 def test_a_row_whose_logits_are_not_finite_fails_alone() -> None:
     stage = BrokenRow(Span(0, LAYERS), LAYERS, ROWS, 64)
-    steps = [RowStep(row, 0, 7, None, "token", Sampling()) for row in range(3)]
+    steps = [RowStep(row, 0, 7, None, "token", Drawer(Sampling())) for row in range(3)]
     before, broken, after = run_rows(stage, steps)
-    assert isinstance(before, TokenOut) and before == after
+    assert isinstance(before, Drawn) and before == after
     assert isinstance(broken, LocalFault) and "not finite" in str(broken)
 
 
 def test_a_row_that_wants_nothing_is_not_looked_at() -> None:
     stage = BrokenRow(Span(0, LAYERS), LAYERS, ROWS, 64)
-    assert run_rows(stage, [RowStep(1, 0, 7, None, "nothing", Sampling())]) == [None]
+    assert run_rows(stage, [RowStep(1, 0, 7, None, "nothing", Drawer(Sampling()))]) == [None]

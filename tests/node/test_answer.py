@@ -1,20 +1,23 @@
 """The loop of a request: text as it streams, the times of tokens, and scores."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import trio
 
+from p2pgrid.core.drawing import Drawer
 from p2pgrid.core.generation import SendStep
 from p2pgrid.engine.executor import InlineExecutor
+from p2pgrid.engine.tokenizer import Tokenizer
 from p2pgrid.errors import BadInput, PeerMisbehaved
 from p2pgrid.node.answer import Answer, Piece, score
 from p2pgrid.services.local import LocalSession
 from p2pgrid.services.pipeline import Terms
 from p2pgrid.wire.messages import Scores, Token
 from p2pgrid.wire.tensors import pack_floats, pack_ints
+from tests import toy_model
 from tests.swarm_kit import (
     CHUNK,
     CONTEXT_MAX,
@@ -34,7 +37,7 @@ from tests.swarm_kit import (
 
 
 def one_process(cost_s: float = 0.0) -> LocalSession:
-    return LocalSession(CountedStage(WHOLE, 1), InlineExecutor(cost_s), SEEDED)
+    return LocalSession(CountedStage(WHOLE, 1), InlineExecutor(cost_s), Drawer(SEEDED))
 
 
 def dictated(pieces: list[bytes]) -> Callable[[int], bytes]:
@@ -202,7 +205,7 @@ class _WrongAnswers(LocalSession):
     """Answers each step with what the test has it say."""
 
     def __init__(self, answers: list[Token | Scores]) -> None:
-        super().__init__(CountedStage(WHOLE, 1), InlineExecutor(), GREEDY)
+        super().__init__(CountedStage(WHOLE, 1), InlineExecutor(), Drawer(GREEDY))
         self.rest = answers
 
     async def send(self, step: SendStep) -> None:
@@ -210,6 +213,32 @@ class _WrongAnswers(LocalSession):
 
     async def receive(self) -> Token | Scores:
         return self.rest.pop(0)
+
+
+def token_of(token: int = 4, logprob: float | None = -0.5, ids: Sequence[int] = (4, 9), top: int = 2) -> Token:
+    values = pack_floats(np.array([-0.5, -1.0, -2.0][:top], np.float32))
+    return Token(SESSION, 0, len(PROMPT), token, logprob, pack_ints(ids), values)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        token_of(logprob=None),
+        token_of(logprob=math.nan),
+        token_of(ids=(4,)),
+        token_of(ids=(4, 9, 1), top=3),
+        token_of(top=1),
+        token_of(ids=(4, 256)),
+        token_of(ids=(4, -1)),
+        token_of(token=256),
+    ],
+    ids=["none", "no number", "too few", "too many", "fewer values", "no such token", "no id", "a token of no model"],
+)
+async def test_log_probabilities_that_were_not_asked_for_are_misbehaviour(answer: Token) -> None:
+    tokenizer = Tokenizer(toy_model.TOKENIZER)
+    with pytest.raises(PeerMisbehaved, match="the pipeline"):
+        await answer_of(_WrongAnswers([answer]), generation(), tokenizer.bytes_of, logprobs=2)
+    await answer_of(_WrongAnswers([token_of()]), generation(max_tokens=1), tokenizer.bytes_of, logprobs=2)
 
 
 def scores_of(position: int, count: int, logprobs: int | None = None) -> Scores:

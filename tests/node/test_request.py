@@ -3,7 +3,9 @@
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import trio
 
@@ -95,6 +97,36 @@ async def test_a_swarm_answers_like_one_process_piece_by_piece(autojump_clock: t
     assert answer.token_ids == await token_ids_alone(QUESTION)
     assert [piece.token.token for piece in shown if piece.token] == answer.token_ids
     assert "".join(piece.text for piece in shown) == answer.text
+
+
+@pytest.mark.parametrize("top", [0, 3, 20])
+async def test_log_probabilities_are_those_of_the_model_and_the_same_everywhere(
+    top: int, autojump_clock: trio.abc.Clock
+) -> None:
+    """A swarm's tokens as drawn, one process's, and the scores of the same text."""
+    request = replace(QUESTION, logprobs=top)
+    near: list[Piece] = []
+    far: list[Piece] = []
+    answer = await asker().locally(whole(), InlineExecutor(), request, near.append)
+    text = TokenIds((*asker().prompt_ids(request), *answer.token_ids))
+    scored = await asker().score_locally(whole(), InlineExecutor(), text, top)
+    async with swarm() as (client, _):
+        await asker().over_swarm(client, request, far.append)
+        assert await asker().score_over_swarm(client, text, top) == scored
+    assert far == near
+    tokens = [piece.token for piece in near if piece.token is not None]
+    assert [np.float32(token.logprob or 0) for token in tokens] == scored.next_logprobs[-len(tokens) :]
+    assert [token.top for token in tokens] == scored.top[-len(tokens) - 1 : -1]
+    assert all(len(token.top) == top for token in tokens)
+    assert all(token.data == asker().tokenizer.bytes_of(token.token) for some in scored.top for token in some)
+
+
+@pytest.mark.parametrize("logprobs", [-1, 21])
+async def test_more_alternatives_than_are_told_are_bad_input(logprobs: int) -> None:
+    with pytest.raises(BadInput, match="ask for 0 to 20"):
+        asker().check(replace(QUESTION, logprobs=logprobs))
+    with pytest.raises(BadInput, match="ask for 0 to 20"):
+        await asker().score_locally(whole(), InlineExecutor(), "hello", logprobs)
 
 
 async def test_an_answer_that_nobody_waits_for_any_more_is_closed_everywhere(autojump_clock: trio.abc.Clock) -> None:

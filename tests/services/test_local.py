@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import trio
 
+from p2pgrid.core.drawing import Drawer
 from p2pgrid.core.generation import SendStep
 from p2pgrid.core.sampling import sample
 from p2pgrid.engine.executor import InlineExecutor
@@ -33,7 +34,7 @@ async def test_the_answer_is_that_of_stepping_the_stage_by_hand(sampling: Sampli
 
 
 async def test_a_session_is_a_session_again_from_its_first_step_on() -> None:
-    session = LocalSession(whole(), InlineExecutor(), SEEDED)
+    session = LocalSession(whole(), InlineExecutor(), Drawer(SEEDED))
     first = await answer_of(session, generation(run_ahead=False))
     second = await answer_of(session, generation(run_ahead=False))
     assert first.token_ids == second.token_ids
@@ -41,7 +42,7 @@ async def test_a_session_is_a_session_again_from_its_first_step_on() -> None:
 
 
 async def test_a_step_that_asks_for_nothing_has_no_answer() -> None:
-    session = LocalSession(whole(), InlineExecutor(), GREEDY)
+    session = LocalSession(whole(), InlineExecutor(), Drawer(GREEDY))
     await session.send(SendStep(0, PROMPT[:CHUNK], "nothing"))
     with pytest.raises(LocalFault, match="no step asked for"):
         await session.receive()
@@ -54,12 +55,12 @@ async def test_a_step_that_asks_for_nothing_has_no_answer() -> None:
 async def test_a_token_past_the_vocabulary_is_refused_before_it_is_computed() -> None:
     stage = whole()
     with pytest.raises(PeerMisbehaved, match="token id"):
-        await LocalSession(stage, InlineExecutor(), GREEDY).send(SendStep(0, (256,), "token"))
+        await LocalSession(stage, InlineExecutor(), Drawer(GREEDY)).send(SendStep(0, (256,), "token"))
     assert stage.steps == 0
 
 
 async def test_a_step_takes_its_turn_in_the_executor(autojump_clock: trio.abc.Clock) -> None:
-    session = LocalSession(whole(), InlineExecutor(0.5), GREEDY)
+    session = LocalSession(whole(), InlineExecutor(0.5), Drawer(GREEDY))
     wanted = generation(max_tokens=3, run_ahead=False)
     first_s = 0.5 * len(wanted.start())
     answer = await answer_of(session, wanted)

@@ -54,6 +54,7 @@ OPEN = m.Open(
     cache_scope="k",
     wire="auto",
     exact=True,
+    logprobs=20,
 )
 
 LINK_MESSAGES: tuple[m.LinkMessage, ...] = (
@@ -65,8 +66,8 @@ LINK_MESSAGES: tuple[m.LinkMessage, ...] = (
     OPEN,
     m.Opened(SESSION, 1, 1, 64, 32),
     m.Step(SESSION, 1, 5, b"\1\0\0\0\2\0\0\0", b"\0\0\x80?" * 2, "token", b"\3\0\0\0" * 2, 64, "fp16", True, 2),
-    m.Token(SESSION, 1, 6, 42),
-    m.Scores(SESSION, 1, 5, b"\1\0\0\0", b"\0\0\x80?"),
+    m.Token(SESSION, 1, 6, 42, -0.5, b"\2\0\0\0", b"\0\0\0\xbf"),
+    m.Scores(SESSION, 1, 5, b"\1\0\0\0", b"\0\0\x80?", b"\1\0\0\0", b"\0\0\0\xbf"),
     m.OutOfSync(SESSION, 1, 1, 3),
     m.Busy(SESSION, 1, 1, 0.5),
     m.Failed(SESSION, 1, 1, "x"),

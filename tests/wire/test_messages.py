@@ -18,7 +18,7 @@ from p2pgrid.wire.adverts import (
 )
 from p2pgrid.wire.codec import decode, encode, frame
 from p2pgrid.wire.fields import ADDRESSES_MAX
-from p2pgrid.wire.messages import ROUTE_HOPS_MAX, TOKENS_PER_STEP_MAX
+from p2pgrid.wire.messages import LOGPROBS_MAX, ROUTE_HOPS_MAX, TOKENS_PER_STEP_MAX
 from p2pgrid.wire.signing import Identity
 from p2pgrid.wire.transfer_messages import BLOB_PIECE_BYTES_MAX
 from tests.wire.samples import ADVERT, ADVERT_MESSAGES, BLOB_MESSAGES, OPEN, PROTOCOLS
@@ -57,6 +57,13 @@ LIMITS: list[tuple[str, str, Any, Any]] = [
     ("Open", "sampling", {"top_p": 1}, {"top_p": 0}),
     ("Open", "sampling", {"seed": 2**63 - 1}, {"seed": 2**63}),
     ("Open", "stop_tokens", [1] * 64, [1] * 65),
+    ("Open", "logprobs", LOGPROBS_MAX, LOGPROBS_MAX + 1),
+    ("Open", "logprobs", None, -1),
+    ("Token", "logprob", None, "-0.5"),
+    ("Token", "top_ids", bytes(4 * LOGPROBS_MAX), bytes(4 * LOGPROBS_MAX + 1)),
+    ("Token", "top_logprobs", bytes(4 * LOGPROBS_MAX), bytes(4 * LOGPROBS_MAX + 1)),
+    ("Scores", "top_ids", bytes(4 * 512 * LOGPROBS_MAX), bytes(4 * 512 * LOGPROBS_MAX + 1)),
+    ("Scores", "top_logprobs", bytes(4 * 512 * LOGPROBS_MAX), bytes(4 * 512 * LOGPROBS_MAX + 1)),
     ("Step", "tokens", bytes(4 * TOKENS_PER_STEP_MAX), bytes(4 * TOKENS_PER_STEP_MAX + 1)),
     ("Step", "tokens", bytes(4), bytes(3)),
     ("Step", "targets", bytes(4 * TOKENS_PER_STEP_MAX), bytes(4 * TOKENS_PER_STEP_MAX + 1)),

@@ -50,6 +50,7 @@ class Terms:
     wire: WireChoice = "fp32"
     exact: bool = False
     relayed: bool = False
+    logprobs: int | None = None
 
 
 class PipelineSession:
@@ -144,6 +145,7 @@ class PipelineSession:
                 terms.cache_scope,
                 terms.wire,
                 terms.exact,
+                terms.logprobs,
             )
             self.rows[stage.peer] = None
             await self._links.send(stage.peer, opening)

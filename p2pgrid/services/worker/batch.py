@@ -91,7 +91,7 @@ class BatchRunner:
                 int(ready.tokens[0]),
                 None if ready.hidden is None else ready.hidden[0],
                 "token" if ready.queued.step.want == "token" else "nothing",
-                ready.seat.machine.opening.sampling,
+                ready.seat.drawer,
             )
             for ready in batch
         ]
@@ -99,7 +99,6 @@ class BatchRunner:
 
     def _run_alone(self, ready: Ready) -> Results:
         step = ready.queued.step
-        sampling = ready.seat.machine.opening.sampling
         return [
             run_step(
                 self._stage,
@@ -109,7 +108,7 @@ class BatchRunner:
                 ready.hidden,
                 want=step.want,
                 targets=ready.targets,
-                sampling=sampling,
+                drawer=ready.seat.drawer,
             )
         ]
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 import trio
 
 from p2pgrid.core.batching import BATCH_ROWS_MAX, Scheduler, Waiting
+from p2pgrid.core.drawing import Drawn
 from p2pgrid.core.load import Load
 from p2pgrid.core.stage_session import Ignore, Refuse, Run
 from p2pgrid.core.wire_choice import choose_form
-from p2pgrid.engine.run_step import StepOut, TokenOut
+from p2pgrid.engine.run_step import StepOut
 from p2pgrid.engine.stage import Executor, Stage
 from p2pgrid.engine.turns import Turn
 from p2pgrid.errors import LocalFault, PeerMisbehaved, PeerUnavailable
@@ -238,7 +239,7 @@ class StageLoop:
         if isinstance(result, LocalFault):
             self._fail(seat, str(result))
             return seat, []
-        if isinstance(result, TokenOut):
+        if isinstance(result, Drawn):
             self.load.sampled(trio.current_time())
         machine = seat.machine
         machine.computed(step.position, ready.tokens.tolist())

@@ -4,12 +4,14 @@ from collections.abc import Callable
 
 import msgspec
 
+from p2pgrid.core.drawing import Drawn, scores_message, token_message
+from p2pgrid.core.sampling import Scored
 from p2pgrid.core.stage_session import StageSession
-from p2pgrid.engine.run_step import HiddenOut, ScoresOut, StepOut, TokenOut
+from p2pgrid.engine.run_step import HiddenOut, StepOut
 from p2pgrid.ids import PeerId
 from p2pgrid.wire.hidden import pack_hidden
-from p2pgrid.wire.messages import Replay, Scores, SessionMessage, Step, Token, WireFormat
-from p2pgrid.wire.tensors import pack_floats, pack_ints
+from p2pgrid.wire.messages import Replay, SessionMessage, Step, WireFormat
+from p2pgrid.wire.tensors import pack_ints
 
 
 def messages_of(
@@ -37,16 +39,15 @@ def messages_of(
             if not machine.opening.relayed:
                 keep(onward)
             return [(machine.downstream, onward)] if machine.hop < step.through else []
-        case TokenOut(token=token):
+        case Drawn(token=token) as drawn:
             position = step.position + len(step.tokens) // 4
-            drawn = (machine.client, Token(step.session, step.epoch, position, token))
+            told = (machine.client, token_message(drawn, step.session, step.epoch, position))
             if not machine.feeds_on(position, token, step.until):
-                return [drawn]
+                return [told]
             fed = Step(step.session, step.epoch, position, pack_ints([token]), want="token", until=step.until)
-            return [(machine.downstream, fed), drawn]
-        case ScoresOut(top1=top1, next_logprobs=logprobs):
-            scores = Scores(step.session, step.epoch, step.position, pack_ints(top1), pack_floats(logprobs))
-            return [(machine.client, scores)]
+            return [(machine.downstream, fed), told]
+        case Scored() as scored:
+            return [(machine.client, scores_message(scored, step.session, step.epoch, step.position))]
         case None:
             return []
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import trio
 
+from p2pgrid.core.drawing import Drawer
 from p2pgrid.core.stage_session import StageSession
 from p2pgrid.ids import PeerId
 from p2pgrid.services.worker.sent import SentSteps
@@ -26,6 +27,8 @@ class Seat:
     def __init__(self, machine: StageSession, row: int, sent: SentSteps) -> None:
         self.machine = machine
         self.row = row
+        self.drawer = Drawer(machine.opening.sampling, logprobs=machine.opening.logprobs)
+        """Used by the step that runs, and by nobody else."""
         self.sent = sent
         # Unbounded in number, bounded in bytes: a step's share of its link's window is given back only when
         # the step was run.

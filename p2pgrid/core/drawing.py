@@ -1,0 +1,58 @@
+"""How the last stage draws the tokens of one session, and how it tells them."""
+
+from dataclasses import dataclass
+
+from p2pgrid.core.sampling import Logprobs, Scored, logprobs, sample, score
+from p2pgrid.ids import SessionId
+from p2pgrid.wire.messages import Sampling, Scores, Token
+from p2pgrid.wire.tensors import Floats, Ints, pack_floats, pack_ints
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A token, and how likely it was if that is wanted."""
+
+    token: int
+    logprobs: Logprobs | None = None
+
+
+class Drawer:
+    """Draws the tokens of one session."""
+
+    def __init__(self, sampling: Sampling, *, logprobs: int | None = None) -> None:
+        """`logprobs` is how many alternatives are told with each token; None = tell no log-probabilities."""
+        self._sampling = sampling
+        self._logprobs = logprobs
+
+    def draw(self, logits: Floats, position: int) -> Drawn:
+        """The token for `position` from the logits `[vocab]` before it. Raises LocalFault when they are not finite."""
+        token = sample(logits, self._sampling, position)
+        if self._logprobs is None:
+            return Drawn(token)
+        return Drawn(token, logprobs(logits, token, self._logprobs))
+
+    def score(self, logits: Floats, targets: Ints) -> Scored:
+        """See `core.sampling.score`."""
+        return score(logits, targets, self._logprobs or 0)
+
+
+def token_message(drawn: Drawn, session: SessionId, epoch: int, position: int) -> Token:
+    """What the client is told of the token for `position`."""
+    known = drawn.logprobs
+    if known is None:
+        return Token(session, epoch, position, drawn.token)
+    top = pack_ints(known.top_ids), pack_floats(known.top)
+    return Token(session, epoch, position, drawn.token, known.chosen, *top)
+
+
+def scores_message(scored: Scored, session: SessionId, epoch: int, position: int) -> Scores:
+    """What the client is told of positions from `position` on."""
+    return Scores(
+        session,
+        epoch,
+        position,
+        pack_ints(scored.top1),
+        pack_floats(scored.next_logprobs),
+        scored.top_ids.astype("<i4").tobytes(),
+        pack_floats(scored.top_logprobs),
+    )
