@@ -15,6 +15,8 @@ TTL_S_MAX = 600.0
 QUEUE_NEWS_MS = 5.0
 """A queue that has changed by this and by half is news."""
 CANARY_NEWS_S = 10.0
+TOKENS_NEWS_PER_S = 1.0
+"""Tokens a second that have changed by this and by a quarter are news."""
 
 Key = tuple[PeerId, ModelId]
 
@@ -123,12 +125,14 @@ class SwarmView:
 
 
 def worth_telling(told: Advert, now: Advert) -> bool:
-    """Whether a node's advert, made at one time and now, differs in what clients and other nodes decide by."""
+    """Whether a node's advert, made at one time and now, differs in what others decide by or like to see."""
     return (
         (told.sessions_free == 0) != (now.sessions_free == 0)
         or abs(told.queue_ms - now.queue_ms) > QUEUE_NEWS_MS + told.queue_ms / 2
         or told.delays_ms.keys() != now.delays_ms.keys()
         or now.canary_at_s > told.canary_at_s + CANARY_NEWS_S
+        or told.sessions_open != now.sessions_open
+        or abs(told.tokens_per_s - now.tokens_per_s) > TOKENS_NEWS_PER_S + told.tokens_per_s / 4
     )
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pgrid.core import swarm_view
-from p2pgrid.core.swarm_view import TTL_S_MAX, SwarmView, missing_layers, replicas, runs
+from p2pgrid.core.swarm_view import TTL_S_MAX, SwarmView, missing_layers, replicas, runs, worth_telling
 from p2pgrid.ids import ModelId, PeerId, Span
 from p2pgrid.wire.adverts import KNOWN_TAG_BYTES, Advert, Lost
 from p2pgrid.wire.messages import Contact
@@ -261,3 +261,23 @@ def test_runs_are_the_longest_ranges_of_a_value(counts: list[int], value: int) -
 def test_spans_beyond_the_model_count_for_its_layers_only() -> None:
     assert replicas([Span(1, 9)], 3) == [0, 1, 1]
     assert missing_layers([Span(5, 9)], 3) == [Span(0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "news"),
+    [
+        ({"sessions_open": 1}, {"sessions_open": 2}, True),
+        ({"tokens_per_s": 0.0}, {"tokens_per_s": 1.5}, True),
+        ({"tokens_per_s": 100.0}, {"tokens_per_s": 70.0}, True),
+        ({"tokens_per_s": 100.0}, {"tokens_per_s": 80.0}, False),
+        ({"queue_ms": 1.0}, {"queue_ms": 4.0}, False),
+        ({"sessions_free": 3}, {"sessions_free": 2}, False),
+        ({"sessions_free": 1}, {"sessions_free": 0}, True),
+    ],
+)
+def test_what_others_decide_by_or_like_to_see_is_worth_telling_before_it_is_due(
+    before: dict[str, float], after: dict[str, float], news: bool
+) -> None:
+    told = advert("A")
+    now = msgspec.structs.replace(told, **after)
+    assert worth_telling(msgspec.structs.replace(told, **before), now) is news
