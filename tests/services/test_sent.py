@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from structlog.testing import capture_logs
 
 from p2pgrid.ids import SessionId
 from p2pgrid.services.worker import sent
@@ -104,6 +105,7 @@ TestWithRoomOnTheDisk = WithRoomOnTheDisk.TestCase
 TestInMemory = InMemory.TestCase
 for case in (TestSentMachine, TestWithRoomOnTheDisk, TestInMemory):
     case.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+del case  # else it would be a test of its own
 
 
 def filled(log: SentLog, count: int = 20) -> SentSteps:
@@ -140,6 +142,15 @@ def test_what_the_disk_does_not_take_is_replayed_by_nobody(trouble: str, monkeyp
     assert list(steps.between(0, 20)) == []
     steps.close()
     assert log.disk_bytes == log.memory_bytes == 0
+
+
+def test_a_session_says_once_that_its_steps_are_not_kept() -> None:
+    log = SentLog(1000, disk_bytes_max=2000)
+    with capture_logs() as said:
+        one, other = filled(log, 100), filled(log, 100)
+    assert [line["event"] for line in said] == ["steps that were sent cannot be kept"] * 2
+    one.close()
+    other.close()
 
 
 def test_what_cannot_be_read_again_ends_the_replay_and_is_not_promised_any_more(

@@ -79,6 +79,7 @@ class SentSteps:
         """Those from here on are in memory."""
         self._file: BinaryIO | None = None
         self._file_end = 0
+        self._loss_logged = False
 
     @property
     def start(self) -> int | None:
@@ -122,7 +123,9 @@ class SentSteps:
             if os.pwrite(self._file.fileno(), payload, self._file_end) < len(payload):
                 raise OSError("the disk is full")
         except OSError as error:
-            log.warning("steps that were sent cannot be kept", error=str(error))
+            if not self._loss_logged:  # once: it would be said again for every step that follows
+                log.warning("steps that were sent cannot be kept", error=str(error))
+                self._loss_logged = True
             self._first = self._resident  # what is before it is of no use without it
             return
         self._move_end(self._file_end + len(payload))
