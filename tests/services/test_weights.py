@@ -178,11 +178,12 @@ async def test_a_pull_cancelled_while_it_imports_leaves_nothing(store: ModelStor
 
 
 PULLS = """
-import sys, msgspec, trio
+import signal, sys, msgspec, trio
 from pathlib import Path
 from p2pgrid.services.weights import pull
 from p2pgrid.storage.catalogue import CatalogueEntry
 from p2pgrid.storage.models import ModelStore
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background leaves it ignored
 entry = msgspec.json.decode(sys.argv[2], type=CatalogueEntry)
 print("started", flush=True)
 trio.run(pull, "tiny", ModelStore(Path(sys.argv[1])), lambda done, total: print(done, flush=True), entry)
