@@ -25,7 +25,7 @@ demo: $(VENV)/.installed ## three nodes on this machine answer a question togeth
 test: $(VENV)/.installed-dev ## the whole test suite
 	@$(check_browser)
 	@$(BIN)/p2pgrid models pull $(MODEL)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/.installed-dev $(TYPES_VENV)/.installed ## lint, format, types, import layers, house rules
 	@$(BIN)/ruff check .
