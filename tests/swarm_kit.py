@@ -238,7 +238,7 @@ async def alone(
 ) -> list[int]:
     """The token ids that one process with all layers answers."""
     stage = CountedStage(WHOLE, 1, seed=seed, context_max=context_max)
-    session = LocalSession(stage, InlineExecutor(), Drawer(sampling))
+    session = LocalSession(stage, InlineExecutor(), Drawer(sampling, prompt_length=len(prompt)))
     asked = generation(prompt, max_tokens, run_ahead=False, context_max=context_max)
     return (await answer_of(session, asked)).token_ids
 

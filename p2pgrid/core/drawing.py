@@ -1,8 +1,9 @@
 """How the last stage draws the tokens of one session, and how it tells them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from p2pgrid.core.sampling import Logprobs, Scored, logprobs, sample, score
+from p2pgrid.core.sampling import Logprobs, Scored, adjusted, adjusts, logprobs, sample, score
 from p2pgrid.ids import SessionId
 from p2pgrid.wire.messages import Sampling, Scores, Token
 from p2pgrid.wire.tensors import Floats, Ints, pack_floats, pack_ints
@@ -17,16 +18,28 @@ class Drawn:
 
 
 class Drawer:
-    """Draws the tokens of one session."""
+    """Draws the tokens of one session. Where it must know the answer so far, it knows it from the steps that ran."""
 
-    def __init__(self, sampling: Sampling, *, logprobs: int | None = None) -> None:
+    def __init__(self, sampling: Sampling, *, prompt_length: int = 0, logprobs: int | None = None) -> None:
         """`logprobs` is how many alternatives are told with each token; None = tell no log-probabilities."""
         self._sampling = sampling
+        self._prompt_length = prompt_length
         self._logprobs = logprobs
+        self._adjusts = adjusts(sampling)
+        self._answer: list[int] = []
+
+    def saw(self, position: int, tokens: Sequence[int]) -> None:
+        """A step ran: the row's text from `position` on is `tokens`, and nothing behind them."""
+        if not self._adjusts:
+            return
+        at = position - self._prompt_length
+        del self._answer[max(at, 0) :]
+        self._answer += tokens[max(-at, 0) :]
 
     def draw(self, logits: Floats, position: int) -> Drawn:
         """The token for `position` from the logits `[vocab]` before it. Raises LocalFault when they are not finite."""
-        token = sample(logits, self._sampling, position)
+        wanted = adjusted(logits, self._sampling, self._answer) if self._adjusts else logits
+        token = sample(wanted, self._sampling, position)
         if self._logprobs is None:
             return Drawn(token)
         return Drawn(token, logprobs(logits, token, self._logprobs))

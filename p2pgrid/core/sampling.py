@@ -1,4 +1,4 @@
-"""Drawing the next token: a pure function of logits, settings, seed and position.
+"""Drawing the next token: a pure function of logits, settings, seed, position, and the answer so far.
 
 Greedy is the likeliest token, the lower id on a tie. Otherwise Gumbel-max: add `-log(-log(u))` to each scaled
 logit and take the largest, which draws from the softmax (Gumbel 1954; Maddison et al. 2014, "A* Sampling").
@@ -6,6 +6,7 @@ The uniform numbers come from Philox (Salmon et al. 2011) keyed by the seed, wit
 word of its counter, so that the streams of two positions never overlap and any peer draws the same token.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,27 @@ def sample(logits: Floats, sampling: Sampling, position: int) -> int:
     kept = _kept(scores, sampling)
     noise = _gumbel(len(logits), sampling.seed, position)
     return int(kept[np.argmax(scores[kept] + noise[kept])])
+
+
+def adjusted(logits: Floats, sampling: Sampling, answer: Sequence[int]) -> Floats:
+    """The logits `[vocab]` with bias, and with penalties for the tokens that `answer` has already: a copy.
+
+    `logit[t] += bias[t] - presence * (n[t] > 0) - frequency * n[t]`, where `n[t]` is how often `t` stands in `answer`:
+    as in OpenAI's API. A bias for a token that the model does not have does nothing.
+    """
+    found = logits.copy()
+    for token, bias in dict(sampling.logit_bias).items():
+        if token < len(found):
+            found[token] += np.float32(bias)
+    if answer and (sampling.presence_penalty or sampling.frequency_penalty):
+        tokens, counts = np.unique(np.asarray(answer), return_counts=True)
+        found[tokens] -= (sampling.presence_penalty + sampling.frequency_penalty * counts).astype(np.float32)
+    return found
+
+
+def adjusts(sampling: Sampling) -> bool:
+    """Whether `adjusted` would change anything."""
+    return bool(sampling.logit_bias or sampling.presence_penalty or sampling.frequency_penalty)
 
 
 def logprobs(logits: Floats, token: int, top: int) -> Logprobs:

@@ -47,6 +47,7 @@ def run_step(
     """
     if not is_last(stage):
         return HiddenOut(stage.step(row, position, tokens, hidden, 0))
+    drawer.saw(position, tokens.tolist())
     match want:
         case "nothing":
             stage.step(row, position, tokens, hidden, 0)
@@ -86,6 +87,7 @@ def run_rows(stage: Stage, steps: Sequence[RowStep]) -> list[StepOut | LocalFaul
 
 
 def _sampled(logits: Floats, step: RowStep) -> Drawn | LocalFault | None:
+    step.drawer.saw(step.position, (step.token,))
     if step.want == "nothing":
         return None
     try:

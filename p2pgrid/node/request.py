@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from p2pgrid.core.drawing import Drawer
 from p2pgrid.core.generation import Generation
 from p2pgrid.core.text import TextStream
@@ -116,7 +118,8 @@ class Asker:
     async def locally(self, stage: Stage, executor: Executor, request: Request, show: Show) -> Answer:
         """Raises BadInput, LocalFault."""
         generation = self._generation(request, run_ahead=False)
-        session = LocalSession(stage, executor, Drawer(request.sampling, logprobs=request.logprobs))
+        drawer = Drawer(request.sampling, prompt_length=len(generation.prompt), logprobs=request.logprobs)
+        session = LocalSession(stage, executor, drawer)
         return await self._generate(session, generation, request, show)
 
     async def score_over_swarm(self, peer: Peer, text: str | TokenIds, top: int = 0) -> ScoredText:
@@ -160,8 +163,17 @@ class Asker:
             raise BadInput(f"log-probabilities of {logprobs} alternatives: ask for 0 to {LOGPROBS_MAX}")
         return logprobs
 
+    def _check_sampling(self, sampling: Sampling) -> None:
+        """Raises BadInput for settings that no stage would take."""
+        try:
+            msgspec.convert(msgspec.to_builtins(sampling), Sampling)
+        except msgspec.ValidationError as error:
+            raise BadInput(f"the settings for sampling are wrong: {error}") from error
+        self._known([token for token, _ in sampling.logit_bias])
+
     def _generation(self, request: Request, *, run_ahead: bool) -> Generation:
         self._checked(request.logprobs)
+        self._check_sampling(request.sampling)
         return Generation(
             self.prompt_ids(request),
             max_tokens=request.max_tokens,

@@ -108,7 +108,7 @@ def undisturbed(seed: int, plan: Plan | None = None) -> list[list[int]]:
         answers: list[list[int]] = []
         for i in range(chosen.requests):
             prompt, sampling = _request(seed, i, chosen)
-            session = LocalSession(stage, InlineExecutor(), Drawer(sampling))
+            session = LocalSession(stage, InlineExecutor(), Drawer(sampling, prompt_length=len(prompt)))
             answer = await generate(
                 session, _generation(prompt, chosen, False), text=TextStream(), bytes_of=_bytes_of, show=_ignore
             )
@@ -201,7 +201,7 @@ class World:
             return b""
 
         try:
-            async with open_session(peer, MODEL, plan.layers, Terms(sampling)) as session:
+            async with open_session(peer, MODEL, plan.layers, Terms(sampling, prompt=prompt)) as session:
                 generation = _generation(prompt, plan, True)
                 answer = await generate(session, generation, text=TextStream(), bytes_of=show_token, show=_ignore)
                 outcome.recoveries = len(answer.recoveries)
@@ -266,7 +266,9 @@ class World:
 def _request(seed: int, i: int, plan: Plan) -> tuple[list[int], Sampling]:
     rng = random.Random(f"{seed} request {i}")
     prompt = [rng.randrange(VOCAB) for _ in range(plan.prompt_tokens)]
-    return prompt, Sampling(temperature=plan.temperature, seed=rng.getrandbits(32))
+    # The last stage of every other one must remember the answer, also when it was replaced.
+    penalty = 1.5 * (i % 2)
+    return prompt, Sampling(temperature=plan.temperature, seed=rng.getrandbits(32), frequency_penalty=penalty)
 
 
 def _generation(prompt: list[int], plan: Plan, run_ahead: bool) -> Generation:

@@ -30,6 +30,8 @@ PREFIX_BLOCK = 64
 PREFIX_KEY_BYTES, PREFIX_BLOCKS_MAX = 16, 4096
 LOGPROBS_MAX = 20
 """Alternatives to a token whose log-probabilities are told."""
+BIASES_MAX = 300
+"""Tokens whose logits a client may shift."""
 
 WireFormat = Literal["fp32", "fp16", "int8"]
 WireChoice = Literal["fp32", "fp16", "int8", "auto"]
@@ -79,7 +81,11 @@ class Goodbye(Message, frozen=True):
 # ── /p2pgrid/stage/1: sessions ───────────────────────────────────────────────────────────────────────────
 
 
-class Sampling(msgspec.Struct, frozen=True):
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """How the next token is drawn; see `core.sampling`. Temperature 0 is greedy."""
 
     temperature: Annotated[float, Meta(ge=0, le=100)] = 0.0
@@ -87,6 +93,12 @@ class Sampling(msgspec.Struct, frozen=True):
     top_k: Count = 0
     """Draw among the k likeliest tokens; 0 = all."""
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    presence_penalty: Penalty = 0.0
+    """Taken from the logit of every token that the answer has already."""
+    frequency_penalty: Penalty = 0.0
+    """Taken from it once more for each time that the answer has the token."""
+    logit_bias: Annotated[tuple[tuple[Count, Bias], ...], Meta(max_length=BIASES_MAX)] = ()
+    """Token ids, and what is added to their logits. Of several entries for one token the last counts."""
 
 
 class Hop(msgspec.Struct, frozen=True):
@@ -122,6 +134,8 @@ class Open(Message, frozen=True):
     """No stage drafts tokens ahead."""
     logprobs: Annotated[int, Meta(ge=0, le=LOGPROBS_MAX)] | None = None
     """Tell log-probabilities with each token, and those of so many of the likeliest ones; with scores, these alone."""
+    prompt_length: Count = 0
+    """Positions before the answer: what stands behind them is what penalties count."""
 
 
 class Opened(Message, frozen=True):

@@ -20,6 +20,8 @@ samplings = st.builds(
     top_p=st.sampled_from([0.5, 1.0]),
     top_k=st.sampled_from([0, 5]),
     seed=st.integers(0, 5),
+    presence_penalty=st.sampled_from([0.0, 1.5]),
+    frequency_penalty=st.sampled_from([0.0, -1.5]),
 )
 wants = st.sampled_from(["nothing", "token"])
 
@@ -47,7 +49,7 @@ def test_a_batch_gives_what_each_step_gives_by_itself(order: list[int], n: int, 
                 data.draw(st.integers(0, 255)),
                 some_hidden(1, row + 50)[0] if span.start else None,
                 data.draw(wants),
-                Drawer(data.draw(samplings)),
+                Drawer(data.draw(samplings), prompt_length=row + 1),
             )
             for row in order[:n]
         ]

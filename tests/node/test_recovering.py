@@ -42,6 +42,17 @@ TOKENS = 30
 SILENCE_S = LinkSettings().silence_s_max
 
 
+PUNISHED = Sampling(
+    temperature=0.9,
+    top_p=0.95,
+    seed=11,
+    presence_penalty=1.5,
+    frequency_penalty=2.0,
+    logit_bias=((200, 5.0), (201, 5.0), (202, 5.0)),
+)
+"""Its few likely tokens come again and again, so that it matters what came before."""
+
+
 @dataclass
 class Swarm:
     """A client and serving nodes, of which some are lost while it is answered."""
@@ -278,6 +289,28 @@ async def test_all_stages_are_lost_one_after_another(order: tuple[int, ...], aut
         answer = await here.ask({6: strike(order[0]), 12: strike(order[1]), 18: strike(order[2])})
         assert answer.token_ids == await alone(SEEDED, max_tokens=TOKENS)
         assert len(answer.recoveries) == 3
+        await here.check_nothing_is_left()
+
+
+# ── what the last stage must remember ──
+
+
+@pytest.mark.parametrize("scope", ["", "mine"])
+@pytest.mark.parametrize("hops", [(0,), (2,), (1, 2)])
+async def test_penalties_count_what_was_drawn_before_a_stage_was_lost(
+    hops: tuple[int, ...], scope: str, autojump_clock: trio.abc.Clock
+) -> None:
+    async with swarm([*doubled(3), *cut(3)]) as here:
+
+        def strike(session: RecoveringSession) -> None:
+            for hop in hops:
+                here.kill(session.route[hop].peer)
+
+        terms = Terms(PUNISHED, prompt=PROMPT, cache_scope=scope)
+        answer = await here.ask({7: strike, 15: strike}, terms=terms)
+        assert answer.token_ids == await alone(PUNISHED, max_tokens=TOKENS)
+        assert answer.token_ids != await alone(SEEDED, max_tokens=TOKENS)
+        assert len(answer.recoveries) == 2
         await here.check_nothing_is_left()
 
 

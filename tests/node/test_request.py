@@ -16,6 +16,7 @@ from p2pgrid.node.answer import Piece
 from p2pgrid.node.peer import Peer
 from p2pgrid.node.request import Asker, Chat, ChatMessage, Request, TokenIds
 from p2pgrid.settings import PipelineSettings, StageSettings
+from p2pgrid.wire.messages import Sampling
 from tests.swarm_kit import MODEL, SEEDED, WHOLE, CountedStage, Life, cut, joined, living
 from tests.toy_model import CONTEXT_MAX, DESCRIPTION, END, FIRST_BYTE, VOCAB
 
@@ -39,9 +40,9 @@ async def token_ids_alone(request: Request) -> list[int]:
 
 
 @asynccontextmanager
-async def swarm() -> AsyncIterator[tuple[Peer, list[Life]]]:
+async def swarm(network: MemoryNetwork | None = None) -> AsyncIterator[tuple[Peer, list[Life]]]:
     """A client, and two nodes that serve the toy model."""
-    network = MemoryNetwork(random.Random(1))
+    network = network or MemoryNetwork(random.Random(1))
     async with AsyncExitStack() as stack:
         lives = [
             await stack.enter_async_context(living(network, number, span, context_max=CONTEXT_MAX))
@@ -127,6 +128,29 @@ async def test_more_alternatives_than_are_told_are_bad_input(logprobs: int) -> N
         asker().check(replace(QUESTION, logprobs=logprobs))
     with pytest.raises(BadInput, match="ask for 0 to 20"):
         await asker().score_locally(whole(), InlineExecutor(), "hello", logprobs)
+
+
+async def test_what_is_guessed_ahead_counts_for_penalties_only_once_it_came_true(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    """Far apart, a text that says the same again and again is drafted."""
+    often = tuple((token, 30.0) for token in range(40, 44))
+    punished = replace(QUESTION, max_tokens=60, sampling=Sampling(frequency_penalty=2.0, logit_bias=often))
+    async with swarm(MemoryNetwork(random.Random(1), latency_s=0.1)) as (client, lives):
+        answer = await asker().over_swarm(client, punished, shown_to_nobody)
+        steps = [life.stages[0].steps for life in lives]
+    assert answer.token_ids == await token_ids_alone(punished)
+    assert len(set(answer.token_ids)) > 2, "penalties have it say something else now and then"
+    assert steps[0] > steps[1], "no draft was wrong"
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(presence_penalty=2.5), Sampling(logit_bias=((1, 101.0),)), Sampling(logit_bias=((VOCAB, 1.0),))],
+)
+def test_settings_that_no_stage_takes_are_bad_input(sampling: Sampling) -> None:
+    with pytest.raises(BadInput, match=r"presence_penalty|logit_bias|no such token: 256"):
+        asker().check(replace(QUESTION, sampling=sampling))
 
 
 async def test_an_answer_that_nobody_waits_for_any_more_is_closed_everywhere(autojump_clock: trio.abc.Clock) -> None:

@@ -47,7 +47,7 @@ OPEN = m.Open(
     MODEL,
     ROUTE,
     1,
-    m.Sampling(0.5, 0.9, 40, 2**62),
+    m.Sampling(0.5, 0.9, 40, 2**62, 1.5, -1.5, ((7, -100.0),)),
     (2,),
     positions=640,
     prefix=bytes(range(16)),
@@ -55,6 +55,7 @@ OPEN = m.Open(
     wire="auto",
     exact=True,
     logprobs=20,
+    prompt_length=600,
 )
 
 LINK_MESSAGES: tuple[m.LinkMessage, ...] = (

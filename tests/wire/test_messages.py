@@ -18,7 +18,7 @@ from p2pgrid.wire.adverts import (
 )
 from p2pgrid.wire.codec import decode, encode, frame
 from p2pgrid.wire.fields import ADDRESSES_MAX
-from p2pgrid.wire.messages import LOGPROBS_MAX, ROUTE_HOPS_MAX, TOKENS_PER_STEP_MAX
+from p2pgrid.wire.messages import BIASES_MAX, LOGPROBS_MAX, ROUTE_HOPS_MAX, TOKENS_PER_STEP_MAX
 from p2pgrid.wire.signing import Identity
 from p2pgrid.wire.transfer_messages import BLOB_PIECE_BYTES_MAX
 from tests.wire.samples import ADVERT, ADVERT_MESSAGES, BLOB_MESSAGES, OPEN, PROTOCOLS
@@ -56,6 +56,13 @@ LIMITS: list[tuple[str, str, Any, Any]] = [
     ("Open", "sampling", {"temperature": 100}, {"temperature": float("nan")}),
     ("Open", "sampling", {"top_p": 1}, {"top_p": 0}),
     ("Open", "sampling", {"seed": 2**63 - 1}, {"seed": 2**63}),
+    ("Open", "sampling", {"presence_penalty": -2}, {"presence_penalty": -2.01}),
+    ("Open", "sampling", {"frequency_penalty": 2}, {"frequency_penalty": float("nan")}),
+    ("Open", "sampling", {"logit_bias": [[1, 100]] * BIASES_MAX}, {"logit_bias": [[1, 100]] * (BIASES_MAX + 1)}),
+    ("Open", "sampling", {"logit_bias": [[2**31 - 1, -100]]}, {"logit_bias": [[-1, 0]]}),
+    ("Open", "sampling", {"logit_bias": [[1, -100]]}, {"logit_bias": [[1, -101]]}),
+    ("Open", "sampling", {"logit_bias": [[1, 0.5]]}, {"logit_bias": [[1, float("nan")]]}),
+    ("Open", "prompt_length", 2**31 - 1, -1),
     ("Open", "stop_tokens", [1] * 64, [1] * 65),
     ("Open", "logprobs", LOGPROBS_MAX, LOGPROBS_MAX + 1),
     ("Open", "logprobs", None, -1),

@@ -44,7 +44,7 @@ class Terms:
     sampling: Sampling = field(default_factory=Sampling)
     stop_tokens: tuple[int, ...] = ()
     prompt: Sequence[int] = ()
-    """What stages still hold of it need not be computed again; empty = compute everything."""
+    """What stages still hold of it need not be computed again; what follows it is the answer, which penalties count."""
     positions: int = 0
     cache_scope: str = ""
     wire: WireChoice = "fp32"
@@ -146,6 +146,7 @@ class PipelineSession:
                 terms.wire,
                 terms.exact,
                 terms.logprobs,
+                len(terms.prompt),
             )
             self.rows[stage.peer] = None
             await self._links.send(stage.peer, opening)

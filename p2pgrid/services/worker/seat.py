@@ -27,7 +27,8 @@ class Seat:
     def __init__(self, machine: StageSession, row: int, sent: SentSteps) -> None:
         self.machine = machine
         self.row = row
-        self.drawer = Drawer(machine.opening.sampling, logprobs=machine.opening.logprobs)
+        opening = machine.opening
+        self.drawer = Drawer(opening.sampling, prompt_length=opening.prompt_length, logprobs=opening.logprobs)
         """Used by the step that runs, and by nobody else."""
         self.sent = sent
         # Unbounded in number, bounded in bytes: a step's share of its link's window is given back only when
