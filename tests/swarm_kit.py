@@ -125,7 +125,7 @@ async def joined(
 async def serving(peer: Peer, stage: Stage, executor: Executor) -> AsyncIterator[Worker]:
     """`stage` served by `peer`, as a node does it."""
     async with trio.open_nursery() as tasks:
-        worker = Worker(MODEL, stage, executor, peer.links, peer.transport.peer)
+        worker = Worker(MODEL, stage, executor, peer.links, peer.transport)
         await tasks.start(worker.run)
         peer.worker = worker
         yield worker

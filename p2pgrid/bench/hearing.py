@@ -27,6 +27,8 @@ class Heard:
     """Why it broke off."""
     ended_s: float = 0.0
     """When its client had the last token, or the error."""
+    replayed: int = 0
+    """Positions that some stage had to compute again."""
 
 
 def equal_share(tokens: Sequence[int], undisturbed: Sequence[int]) -> float:
@@ -65,7 +67,8 @@ async def hear(
         terms = Terms(positions=len(prompt) + max_tokens)
         async with open_session(peer, model.id, model.manifest.layers, terms) as session:
             heard.route = session.route
-            await generate(session, generation, text=TextStream(()), bytes_of=count, show=lambda piece: None)
+            answer = await generate(session, generation, text=TextStream(()), bytes_of=count, show=lambda piece: None)
+            heard.replayed = sum(recovery.replayed for recovery in answer.recoveries)
     except (PeerError, NoRoute) as error:
         heard.error = error
     heard.ended_s = trio.current_time()

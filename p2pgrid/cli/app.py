@@ -27,7 +27,7 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # `run` turns it into a line and a status
 )
-for _name in ("swarm", "generate", "chat", "node", "serve", "bootstrap", "status", "top", "score", "sim"):
+for _name in ("swarm", "generate", "chat", "node", "serve", "drain", "bootstrap", "status", "top", "score", "sim"):
     app.command(f"p2pgrid.cli.{_name}:{_name}", name=_name)
 app.command("p2pgrid.cli.models:app", name="models")
 app.command("p2pgrid.cli.bench:app", name="bench")

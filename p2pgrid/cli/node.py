@@ -29,8 +29,9 @@ from p2pgrid.engine.stage import Stage
 from p2pgrid.engine.turns import open_turns
 from p2pgrid.errors import BadInput
 from p2pgrid.gateway.life import parse_address
-from p2pgrid.ids import Span
-from p2pgrid.node.node import Node, Phase, Serving
+from p2pgrid.ids import PeerId, Span
+from p2pgrid.node.control import obey
+from p2pgrid.node.node import DRAIN_S_MAX, Node, Phase, Serving
 from p2pgrid.node.peer import Peer
 from p2pgrid.node.state_file import own_state, write_json
 from p2pgrid.node.wiring import (
@@ -45,6 +46,7 @@ from p2pgrid.node.wiring import (
 )
 from p2pgrid.services.blobs import BlobServer
 from p2pgrid.settings import StageSettings
+from p2pgrid.storage.paths import control_dir
 from p2pgrid.trace import open_trace
 
 
@@ -103,7 +105,7 @@ def node(
                 on_phase = partial(_tell, peer, model, state, json, url)
                 with open_turns(turns) as own_turns:
                     node = Node(peer, serving, make_stage, LaneExecutor(own_turns), on_phase)
-                    await _live(node, until_stdin_closes)
+                    await _live(node, peer.transport.peer, until_stdin_closes)
 
     run_async(main)
 
@@ -125,21 +127,26 @@ def _tell(
         case "moving":
             say(f"other layers need this node more: leaving {span} when its sessions have ended")
         case "draining":
-            say("leaving: no new sessions, those that run are ended")
+            say("leaving: no new sessions; those that run are handed over, or ended")
         case "left":
             say("left")
         case _:
             pass
 
 
-async def _live(node: Node, until_stdin_closes: bool) -> None:
+async def _live(node: Node, own: PeerId, until_stdin_closes: bool) -> None:
     stop = trio.Event()
+
+    def leave(within_s: float) -> None:
+        node.leave_within(within_s)
+        stop.set()
+
+    async def watch() -> None:
+        await until_told_to_stop(until_stdin_closes=until_stdin_closes)
+        leave(DRAIN_S_MAX)
+
     async with trio.open_nursery() as tasks:
-
-        async def watch() -> None:
-            await until_told_to_stop(until_stdin_closes=until_stdin_closes)
-            stop.set()
-
+        await tasks.start(obey, control_dir(), own, leave, lambda: node.sessions_open)
         tasks.start_soon(watch)
         await node.run(stop)
         tasks.cancel_scope.cancel()

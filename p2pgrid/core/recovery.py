@@ -44,6 +44,8 @@ class Recovery:
     """Whom the client left out, the first one first."""
     took_s: float
     """From noticing it until the new route had all that it needed."""
+    replayed: int = 0
+    """Positions that a stage had to compute again."""
 
 
 def kept_hops(before: Sequence[Hop], after: Sequence[Hop]) -> list[int]:

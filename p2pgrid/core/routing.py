@@ -134,6 +134,16 @@ def _quickest_of_each_span(serving: Sequence[Advert], cost_ms: Mapping[PeerId, f
     return [advert for replicas in kept for advert in sorted(replicas, key=lambda a: a.peer)]
 
 
+def replicas(adverts: Sequence[Advert], span: Span, positions: int, delays_ms: Mapping[PeerId, float]) -> list[Hop]:
+    """Who could take the place of a stage of `span` in a session of so many positions, the quickest first.
+
+    `delays_ms` are the ways from that stage, as far as they are known.
+    """
+    fitting = [a for a in adverts if a.state == "serving" and a.span == span and _has_room(a, positions)]
+    fitting.sort(key=lambda a: a.step_ms + a.queue_ms + delays_ms.get(a.peer, HOP_MS))
+    return [Hop(a.peer, span, a.addresses) for a in fitting]
+
+
 class _Delays:
     """What is known of the ways between stages, one way."""
 

@@ -44,6 +44,8 @@ class StageSession:
         self.context_max = min(context_max, opening.positions or context_max)
         self.tokens: list[int] = []
         """What the row holds, position by position."""
+        self.changed_from = 0
+        """Positions from here on were written since this was set; whoever copies the row meanwhile sets it."""
         self._prefilled = 0
         drafts = self.hop == 0 and len(opening.route) > 1 and not (opening.relayed or opening.exact)
         self.drafter = Drafter(len(opening.route)) if drafts else None
@@ -106,6 +108,12 @@ class StageSession:
         if self.drafter is not None:
             self.drafter.saw(0, self.tokens)
 
+    def take_over(self, position: int, tokens: Sequence[int]) -> None:
+        """The row now holds these positions too, and nothing behind them, as another stage computed them."""
+        self.tokens[position:] = tokens
+        if self.drafter is not None:
+            self.drafter.saw(position, tokens)
+
     def on_step(self, epoch: int, position: int, tokens: Sequence[int], *, draft: bool = False) -> Decision:
         """What to do with a step of `tokens`. Raises PeerMisbehaved past the end of what the session may hold."""
         if epoch != self.epoch:
@@ -121,6 +129,7 @@ class StageSession:
     def computed(self, position: int, tokens: Sequence[int]) -> None:
         """The row now ends behind this step."""
         self.tokens[position:] = tokens
+        self.changed_from = min(self.changed_from, position)
         self._drawn = None
         if position <= self._prefilled:
             self._prefilled = self.length if len(tokens) > 1 else position

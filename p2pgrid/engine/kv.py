@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from p2pgrid.errors import LocalFault
+from p2pgrid.errors import LocalFault, PeerMisbehaved
 from p2pgrid.wire.tensors import Floats
 
 _VALUE_BYTES = 4
@@ -83,6 +83,13 @@ class KvSlabs:
         stop = start + block.shape[3]
         for at, array in zip(block.reshape(-1, *block.shape[2:]), self._arrays, strict=True):
             array[row, :, start:stop] = at
+
+    def unpack(self, data: bytes, positions: int) -> Floats:
+        """What `save` gave for so many positions, from its bytes. Raises PeerMisbehaved for another size."""
+        if len(data) != positions * self.position_bytes:
+            raise PeerMisbehaved(f"{len(data)} bytes are not the keys and values of {positions} positions")
+        kv_heads, head_dim = self._position_shape
+        return np.frombuffer(data, "<f4").reshape(-1, 2, kv_heads, positions, head_dim)
 
     def release(self, row: int) -> None:
         """Give the row's pages back to the machine; it reads as zeros then."""

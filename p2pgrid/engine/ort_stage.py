@@ -172,6 +172,10 @@ class OrtStage:
         self._opened()
         self._slabs.load(row, start, block)
 
+    def unpack(self, data: bytes, positions: int) -> KvBlock:
+        """See `engine.stage.Stage`."""
+        return self._slabs.unpack(data, positions)
+
     def release(self, row: int) -> None:
         """See `engine.stage.Stage`."""
         if self._session is not None:

@@ -61,6 +61,9 @@ class Stage(Protocol):
         The caller has filled the row up to `start`.
         """
 
+    def unpack(self, data: bytes, positions: int) -> KvBlock:
+        """What `save` gave for so many positions, from its bytes. Raises PeerMisbehaved for another size."""
+
     def release(self, row: int) -> None:
         """Give the row's memory back to the machine; its contents are lost."""
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pgrid.engine.stage import KvBlock
-from p2pgrid.errors import LocalFault
+from p2pgrid.errors import LocalFault, PeerMisbehaved
 from p2pgrid.ids import Span
 from p2pgrid.wire.tensors import Floats, Ints
 
@@ -54,6 +54,8 @@ class ToyStage:
         self._head: Integers = ends.integers(1, LOGITS_PRIME, (vocab, hidden))
         self._states: dict[int, npt.NDArray[np.uint8]] = {}
         self._lengths = [0] * rows
+        self._filled = [0] * rows
+        """The longest that each row was: what a step took back can still be read."""
         self._closed = False
 
     def step(self, row: int, position: int, tokens: Ints, hidden: Floats | None, logits: int) -> Floats:
@@ -67,7 +69,7 @@ class ToyStage:
         x = self._embedding[tokens] if self.span.start == 0 else np.asarray(hidden, dtype=np.int64)
         for layer, states in zip(self._layers, self._row(row), strict=True):
             x = layer.run(x, states[position : position + n + 1])
-        self._lengths[row] = position + n
+        self._set_length(row, position + n)
         if self.span.stop < self.layers:
             return x.astype(np.float32)
         scores = x[n - logits :] @ self._head.T % LOGITS_PRIME
@@ -87,8 +89,8 @@ class ToyStage:
     def save(self, row: int, start: int, stop: int) -> KvBlock:
         """See `engine.stage.Stage`: states `[layers, stop - start, hidden]`, uint8."""
         self._check_open()
-        if not 0 <= start < stop <= self._lengths[row]:
-            raise ValueError(f"positions {start}:{stop} of a row of {self._lengths[row]} positions")
+        if not 0 <= start < stop <= self._filled[row]:
+            raise ValueError(f"positions {start}:{stop} of a row of {self._filled[row]} positions")
         return self._row(row)[:, start + 1 : stop + 1].copy()
 
     def load(self, row: int, start: int, block: KvBlock) -> None:
@@ -98,17 +100,27 @@ class ToyStage:
         if not (0 <= start <= self._lengths[row] and stop <= self.context_max):
             raise ValueError(f"positions {start}:{stop} into a row of {self._lengths[row]} of {self.context_max}")
         self._row(row)[:, start + 1 : stop + 1] = block
-        self._lengths[row] = stop
+        self._set_length(row, stop)
+
+    def unpack(self, data: bytes, positions: int) -> KvBlock:
+        """See `engine.stage.Stage`."""
+        if len(data) != positions * self.position_bytes:
+            raise PeerMisbehaved(f"{len(data)} bytes are not the states of {positions} positions")
+        return np.frombuffer(data, np.uint8).reshape(len(self.span), positions, self.hidden)
 
     def release(self, row: int) -> None:
         """See `engine.stage.Stage`."""
         self._states.pop(row, None)
-        self._lengths[row] = 0
+        self._lengths[row] = self._filled[row] = 0
 
     def close(self) -> None:
         """See `engine.stage.Stage`."""
         self._closed = True
         self._states.clear()
+
+    def _set_length(self, row: int, length: int) -> None:
+        self._lengths[row] = length
+        self._filled[row] = max(self._filled[row], length)
 
     def _check_open(self) -> None:
         if self._closed:

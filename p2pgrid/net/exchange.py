@@ -1,5 +1,6 @@
-"""One question, one answer: a stream that carries a single framed request and a single framed reply."""
+"""Framed messages over a stream, one after another; and the usual case, one question and one answer."""
 
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -7,7 +8,6 @@ import msgspec
 import trio
 
 from p2pgrid.errors import PeerMisbehaved, PeerUnavailable
-from p2pgrid.ids import PeerId
 from p2pgrid.net.transport import ByteStream, Transport
 from p2pgrid.wire.codec import HEADER, FrameBuffer, decode, encode
 from p2pgrid.wire.messages import Contact
@@ -15,6 +15,39 @@ from p2pgrid.wire.messages import Contact
 EXCHANGE_BYTES_MAX = 2 * 1024 * 1024
 
 Request = TypeVar("Request")
+
+
+class Conversation:
+    """Messages over `stream`, which stays its owner's."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self._frames = FrameBuffer(EXCHANGE_BYTES_MAX)
+        self._arrived: deque[bytes] = deque()
+
+    async def send(self, message: msgspec.Struct) -> None:
+        """Raises PeerUnavailable when the peer is gone."""
+        payload = encode(message)
+        if len(payload) > EXCHANGE_BYTES_MAX:
+            raise ValueError(f"a message of {len(payload)} bytes is over the limit of {EXCHANGE_BYTES_MAX}")
+        await self._stream.send_all(HEADER.pack(len(payload)) + payload)
+
+    async def receive(self, types: Any) -> Any:
+        """The next message, one of `types` (a struct or a union of structs).
+
+        Raises PeerMisbehaved when it is none, PeerUnavailable when the peer is gone.
+        """
+        while not self._arrived:
+            data = await self._stream.receive_some()
+            if not data:
+                raise PeerUnavailable(f"{self._stream.peer} closed the stream in the middle of an exchange")
+            self._arrived += self._frames.feed(data)
+        return decode(self._arrived.popleft(), types)
+
+    def check_over(self) -> None:
+        """Raises PeerMisbehaved when more came than was taken."""
+        if self._arrived or self._frames.pending_bytes:
+            raise PeerMisbehaved(f"{self._stream.peer} sent more than it was asked for")
 
 
 async def ask(
@@ -36,8 +69,10 @@ async def ask(
         stream = await transport.open_stream(contact, protocol)
         answered = False
         try:
-            await stream.send_all(_frame(request))
-            answer = decode(await _read_frame(stream, peer), answer_type)
+            conversation = Conversation(stream)
+            await conversation.send(request)
+            answer = await conversation.receive(answer_type)
+            conversation.check_over()
             answered = True
         finally:
             with trio.CancelScope(shield=True):
@@ -59,26 +94,10 @@ async def answer(
     or the peer does not take the answer. The transport resets the stream then.
     """
     with trio.move_on_after(deadline_s):
-        request: Request = decode(await _read_frame(stream, stream.peer), request_type)
-        await stream.send_all(_frame(await handler(request)))
+        conversation = Conversation(stream)
+        request: Request = await conversation.receive(request_type)
+        conversation.check_over()
+        await conversation.send(await handler(request))
         await stream.aclose()
         return
     raise PeerUnavailable(f"an exchange with {stream.peer} took over {deadline_s:g} s")
-
-
-def _frame(message: msgspec.Struct) -> bytes:
-    payload = encode(message)
-    if len(payload) > EXCHANGE_BYTES_MAX:
-        raise ValueError(f"a message of {len(payload)} bytes is over the limit of {EXCHANGE_BYTES_MAX}")
-    return HEADER.pack(len(payload)) + payload
-
-
-async def _read_frame(stream: ByteStream, peer: PeerId) -> bytes:
-    frames = FrameBuffer(EXCHANGE_BYTES_MAX)
-    while data := await stream.receive_some():
-        payloads = frames.feed(data)
-        if len(payloads) > 1 or (payloads and frames.pending_bytes):
-            raise PeerMisbehaved(f"{peer} sent more than one message")
-        if payloads:
-            return payloads[0]
-    raise PeerUnavailable(f"{peer} closed the stream in the middle of an exchange")

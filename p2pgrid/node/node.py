@@ -1,6 +1,6 @@
 """The life of a node: join, choose a span, build the stage, test it, advertise, serve, move or drain, leave."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +11,7 @@ import trio
 from p2pgrid import __version__
 from p2pgrid.core.placement import plan_joins, settle
 from p2pgrid.core.rebalancing import Move, spans_to_come
+from p2pgrid.core.routing import replicas
 from p2pgrid.core.swarm_view import worth_telling
 from p2pgrid.engine.stage import Executor, Stage
 from p2pgrid.ids import ModelId, PeerId, Span
@@ -20,6 +21,7 @@ from p2pgrid.node.peer import Peer
 from p2pgrid.node.selftest import Proof, prove_stage
 from p2pgrid.services.worker import Worker
 from p2pgrid.wire.adverts import Advert
+from p2pgrid.wire.messages import Hop
 
 log = structlog.get_logger()
 
@@ -85,6 +87,17 @@ class Node:
         self._proof = Proof(0.0, 0.0)
         self._since_s = 0.0
         self._stage: Stage | None = None
+        self._leave_s_max = DRAIN_S_MAX
+
+    @property
+    def sessions_open(self) -> int:
+        return 0 if self._peer.worker is None else self._peer.worker.sessions_open
+
+    def leave_within(self, seconds: float) -> None:
+        """From now on, being told to stop means to have left after so long."""
+        self._leave_s_max = seconds
+        if self.phase == "draining" and self._peer.worker is not None:
+            self._peer.worker.hurry(seconds)
 
     async def run(self, stop: trio.Event) -> None:
         """Live until `stop`. Raises LocalFault when the stage cannot be built or fails its test."""
@@ -115,7 +128,8 @@ class Node:
             self._enter("draining" if move is None else "moving")
             await self._peer.discovery.withdraw(self._advert())
             # A gap is filled at once: sessions through here have lost another stage of their route anyway.
-            await worker.drain(DRAIN_S_MAX if move is None or move.urgent else MOVE_DRAIN_S_MAX)
+            patience_s = self._leave_s_max if move is None else DRAIN_S_MAX if move.urgent else MOVE_DRAIN_S_MAX
+            await worker.drain(patience_s, self._replicas)
             tasks.cancel_scope.cancel()
         self._close_stage()
         return move
@@ -147,12 +161,18 @@ class Node:
         assert self._stage is not None
         peer = self._peer
         worker = Worker(
-            self._serving.model, self._stage, self._executor, peer.links, peer.transport.peer, tracer=peer.tracer
+            self._serving.model, self._stage, self._executor, peer.links, peer.transport, tracer=peer.tracer
         )
         await tasks.start(worker.run)
         # It stays the peer's until the next one is there: drained, it tells whoever asks that it is busy.
         peer.worker = worker
         return worker
+
+    def _replicas(self, positions: int) -> Sequence[Hop]:
+        """Who could go on with a session of so many positions in our place."""
+        assert self.span is not None
+        model = self._serving.model
+        return replicas(self._peer.view.adverts(model), self.span, positions, self._peer.delays_ms(model))
 
     def _close_stage(self) -> None:
         if self._stage is not None:
@@ -198,10 +218,10 @@ class Node:
             step_ms=self._proof.step_ms,
             tokens_per_s_max=self._proof.tokens_per_s_max,
             since_s=self._since_s,
-            sessions_free=worker.sessions_free,
+            sessions_free=worker.room.sessions_free,
             sessions_open=worker.sessions_open,
-            positions_free=min(worker.positions_free, 2**31 - 1),
-            positions_max=min(worker.positions_max, 2**31 - 1),
+            positions_free=min(worker.room.positions_free, 2**31 - 1),
+            positions_max=min(worker.room.positions_max, 2**31 - 1),
             queue_ms=worker.load.queue_ms(now),
             tokens_per_s=worker.load.tokens_per_s(now),
             delays_ms=self._peer.delays_ms(self._serving.model),

@@ -11,7 +11,7 @@ from p2pgrid.core.routing import explain_no_route
 from p2pgrid.errors import NoRoute, Overloaded, PeerError
 from p2pgrid.ids import ModelId, PeerId, SessionId
 from p2pgrid.node.peer import Peer
-from p2pgrid.services.pipeline import PipelineSession, Terms
+from p2pgrid.services.pipeline import HandedOver, PipelineSession, Terms
 from p2pgrid.wire.messages import Hop, Scores, Token
 
 log = structlog.get_logger()
@@ -93,17 +93,17 @@ class RecoveringSession:
                 raise self._why or error
             self._leave_out(error)
             lost[error.peer] = None
-            route = await self._find_route(error)
+            route = error.route if isinstance(error, HandedOver) else await self._find_route(error)
             tried_s = trio.current_time()
             try:
-                await self._session.reroute(route)
+                replayed = await self._session.reroute(route)
             except PeerError as again:
                 error = again
                 if trio.current_time() - tried_s > DIAL_S_MAX:
                     self._lost |= {hop.peer: None for hop in route if not self._peer.links.is_up(hop.peer)}
             else:
                 took_s = trio.current_time() - began_s
-                self.recoveries += (Recovery(self._answers, tuple(lost), took_s),)
+                self.recoveries += (Recovery(self._answers, tuple(lost), took_s, replayed),)
                 return
 
     def _leave_out(self, error: PeerError) -> None:
@@ -113,6 +113,8 @@ class RecoveringSession:
         else:
             self._lost.pop(error.peer, None)
             self._lost[error.peer] = None
+            if isinstance(error, HandedOver):
+                return  # it did nothing wrong
             if not self._peer.links.is_up(error.peer):
                 self._peer.view.forget(error.peer)  # it does not answer, so its advert is no reason to ask again
             self._peer.avoidance.failed(error.peer, trio.current_time())

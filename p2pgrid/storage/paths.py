@@ -17,3 +17,8 @@ def data_dir() -> Path:
     if chosen:
         return Path(chosen).expanduser().absolute()
     return platformdirs.user_data_path("p2pgrid", appauthor=False)
+
+
+def control_dir() -> Path:
+    """Where the nodes of this machine can be told what to do."""
+    return data_dir() / "run"

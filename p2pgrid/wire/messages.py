@@ -243,6 +243,15 @@ class Lost(Message, frozen=True):
     reason: Text
 
 
+class Moved(Message, frozen=True):
+    """Stage to client: this node leaves, and `to` holds the row now, for a new epoch in which it takes this hop."""
+
+    session: Hex32
+    epoch: Count
+    hop: Count
+    to: Hop
+
+
 class Replay(Message, frozen=True):
     """Client to each stage of a new epoch: first send again what was sent of positions `[start, stop)`, then go on."""
 
@@ -263,6 +272,6 @@ class Close(Message, frozen=True):
 
 LinkControl = Hello | Ping | Pong | Credit | Goodbye
 ToStage = Open | Step | Replay | Close
-ToClient = Opened | Token | Scores | OutOfSync | Busy | Failed | Lost
+ToClient = Opened | Token | Scores | OutOfSync | Busy | Failed | Lost | Moved
 SessionMessage = ToStage | ToClient
 LinkMessage = LinkControl | SessionMessage

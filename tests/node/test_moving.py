@@ -15,6 +15,7 @@ from p2pgrid.node.client import open_session
 from p2pgrid.node.moving import LOOK_S, Mover
 from p2pgrid.node.node import MOVE_DRAIN_S_MAX
 from p2pgrid.node.peer import Peer
+from p2pgrid.node.recovering import RecoveringSession
 from p2pgrid.services.pipeline import Terms
 from tests.net.peers import identity
 from tests.swarm_kit import (
@@ -101,7 +102,7 @@ async def test_a_node_that_was_told_its_layers_keeps_them(autojump_clock: trio.a
             await ask(client)
 
 
-async def test_a_node_moves_to_where_fewer_are_once_its_sessions_have_ended(autojump_clock: trio.abc.Clock) -> None:
+async def test_a_node_moves_to_where_fewer_are_and_hands_its_sessions_over(autojump_clock: trio.abc.Clock) -> None:
     """Three nodes are told to hold the first half, one the second; one that may choose has come before them."""
     network = MemoryNetwork(random.Random(1))
     async with AsyncExitStack() as stack:
@@ -117,7 +118,10 @@ async def test_a_node_moves_to_where_fewer_are_once_its_sessions_have_ended(auto
         async with client.pipeline.open(MODEL, route, Terms(SEEDED)) as session:
             await free.reached("moving")
             left_s = trio.current_time()
-            assert (await answer_of(session, generation())).token_ids == await alone(SEEDED), "it was ended in order"
+            moved = RecoveringSession(client, MODEL, LAYERS, session, Terms(SEEDED))
+            answer = await answer_of(moved, generation())
+            assert answer.token_ids == await alone(SEEDED)
+            assert [recovery.replayed for recovery in answer.recoveries] == [0]
         await free.is_at("serving", SECOND)
         assert trio.current_time() - left_s < MOVE_DRAIN_S_MAX
         assert free.stages[0].closed == 1
@@ -132,7 +136,7 @@ async def test_what_is_asked_of_a_node_on_its_way_is_refused_and_its_link_stays(
         moving = await first_moving(lives)
         await moving.is_at("building")
         assert moving.peer.worker is not None
-        assert moving.peer.worker.sessions_free == 0
+        assert moving.peer.worker.room.sessions_free == 0
         old_route = (hop_of(moving.peer, FIRST), hop_of(moving.peer, SECOND))
         with pytest.raises((Overloaded, PeerUnavailable)):
             async with client.pipeline.open(MODEL, old_route, Terms(SEEDED)):

@@ -119,8 +119,8 @@ class Swarm:
             worker = life.peer.worker
             if worker is not None:
                 assert worker.sessions_open == 0
-                assert worker._sent.memory_bytes == worker._sent.disk_bytes == 0
-                assert not worker._sent._sessions
+                assert worker.room.sent.memory_bytes == worker.room.sent.disk_bytes == 0
+                assert not worker.room.sent._sessions
                 assert all(life.stages[0]._lengths[row] == 0 for row in range(life.stages[0].rows))
 
 
@@ -416,7 +416,7 @@ async def test_a_prompt_read_by_stages_that_were_replaced_is_not_kept(autojump_c
             {3: lambda s: here.kill(s.route[0].peer)}, max_tokens=8, terms=terms, prompt=prompt, context_max=256
         )
         await trio.sleep(1)
-        assert [worker.prefixes.nbytes for worker in workers_of(here)] == [0] * 5
+        assert [worker.room.prefixes.nbytes for worker in workers_of(here)] == [0] * 5
 
 
 @pytest.mark.parametrize("disk_bytes_max", [10**9, 0])
@@ -428,7 +428,7 @@ async def test_what_was_sent_is_found_on_the_disk_or_computed_again(
         spilled: list[int] = []
 
         def strike(session: RecoveringSession) -> None:
-            spilled.extend(worker._sent.disk_bytes for worker in workers_of(here))
+            spilled.extend(worker.room.sent.disk_bytes for worker in workers_of(here))
             here.kill(session.route[1].peer)
 
         answer = await here.ask({20: strike})
@@ -502,9 +502,9 @@ async def test_full_replicas_are_waited_for(autojump_clock: trio.abc.Clock) -> N
         async def hold_for_a_while(spare: Life) -> None:
             worker = spare.peer.worker
             assert worker is not None
-            rows, worker._free_rows = worker._free_rows, []
+            rows, worker.room._free_rows = worker.room._free_rows, []
             await trio.sleep(3)
-            worker._free_rows = rows
+            worker.room._free_rows = rows
 
         async with trio.open_nursery() as tasks:
 

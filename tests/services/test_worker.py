@@ -374,7 +374,7 @@ async def test_a_worker_that_is_cancelled_in_the_middle_of_a_step_gives_its_row_
             await trio.sleep(1)
         assert stage.steps == 1
         assert stage.released == [0]
-        assert (worker.sessions_open, worker.sessions_free) == (0, stage.rows)
+        assert (worker.sessions_open, worker.room.sessions_free) == (0, stage.rows)
 
 
 async def test_a_client_that_breaks_its_link_while_it_opens_a_session_leaves_no_row_behind(
@@ -483,7 +483,7 @@ async def test_a_step_whose_result_fits_no_frame_ends_its_session_alone(autojump
         answer = await reply(client)
         assert isinstance(answer, Failed)
         assert "fewer" in answer.reason
-        assert worker.sessions_free == 4
+        assert worker.room.sessions_free == 4
 
 
 class _BrokenStage(CountedStage):
@@ -506,7 +506,7 @@ async def test_a_runtime_that_fails_ends_the_session_with_the_reason_and_frees_i
             await client.links.send(chain.route[0].peer, a_step(0, PROMPT[:8]))
             await client.links.send(chain.route[0].peer, a_step(8, PROMPT[8:], want=True))
             assert await reply(client) == Failed(SESSION, 0, 0, "the runtime failed")
-            assert worker.sessions_free == stage.rows
+            assert worker.room.sessions_free == stage.rows
             assert stage.released == [0]
 
 
@@ -523,12 +523,12 @@ async def test_a_session_that_lost_its_next_stage_waits_for_another_route_but_no
         assert (lost.hop, lost.peer) == (0, chain.route[1].peer)
         assert trio.current_time() - lost_at_s < 0.1
         await trio.sleep_until(lost_at_s + SUSPENDED_S_MAX - 1)
-        assert chain.workers[0].sessions_free == 3
+        assert chain.workers[0].room.sessions_free == 3
         await trio.sleep_until(lost_at_s + SUSPENDED_S_MAX + 1)
         ended = await reply(client)
         assert isinstance(ended, Failed)
         assert "no other route came" in ended.reason
-        assert chain.workers[0].sessions_free == 4
+        assert chain.workers[0].room.sessions_free == 4
         assert chain.rows_taken[2] == 1, "it lost nobody, and waits for steps"
 
 
@@ -679,7 +679,7 @@ async def test_a_draining_stage_takes_no_session_and_ends_the_rest_at_its_deadli
         async with trio.open_nursery() as tasks:
             tasks.start_soon(chain.workers[0].drain, 2.0)
             await trio.sleep(0.1)
-            assert chain.workers[0].sessions_free == 0
+            assert chain.workers[0].room.sessions_free == 0
             await client.links.send(chain.route[0].peer, opening(chain.route, 0, OTHER))
             assert isinstance(await reply(client), Busy)
             await client.links.send(chain.route[0].peer, a_step(0, PROMPT, want=True))

@@ -137,7 +137,7 @@ async def test_more_sessions_than_the_budget_holds_are_told_busy_and_all_are_ser
         await trio.sleep(1)
         assert served == 64
         assert refused > 0
-        assert [worker.kv_bytes for worker in chain.workers] == [0, 0]
+        assert [worker.room.nbytes for worker in chain.workers] == [0, 0]
 
 
 async def test_a_session_that_no_stage_could_ever_hold_fails_at_once(autojump_clock: trio.abc.Clock) -> None:
@@ -186,9 +186,9 @@ async def test_a_stage_that_was_drained_holds_no_prefixes(autojump_clock: trio.a
     async with wide_chain() as chain:
         await ask(chain, LONG, Terms(GREEDY, prompt=LONG), context_max=512)
         await trio.sleep(1)
-        assert chain.workers[0].kv_bytes > 0
+        assert chain.workers[0].room.nbytes > 0
         await chain.workers[0].drain(1.0)
-        assert chain.workers[0].kv_bytes == 0
+        assert chain.workers[0].room.nbytes == 0
 
 
 async def test_scopes_share_nothing(autojump_clock: trio.abc.Clock) -> None:
@@ -222,7 +222,7 @@ async def test_what_was_evicted_is_computed_again_to_the_same_answer(autojump_cl
         assert again.token_ids == first.token_ids
         await trio.sleep(1)
         bounds = [(room + PREFIX_BLOCK) * stage.position_bytes for stage in chain.stages]
-        assert all(worker.kv_bytes <= bound for worker, bound in zip(chain.workers, bounds, strict=True))
+        assert all(worker.room.nbytes <= bound for worker, bound in zip(chain.workers, bounds, strict=True))
 
 
 async def test_rows_made_one_position_at_a_time_are_not_shared(autojump_clock: trio.abc.Clock) -> None:
@@ -312,6 +312,6 @@ async def test_of_200_cancelled_and_disconnected_requests_nothing_is_left(autoju
         await trio.sleep(5)
         assert chain.rows_taken == [0, 0, 0]
         assert [worker.sessions_open for worker in chain.workers] == [0, 0, 0]
-        assert [worker.kv_bytes - worker.prefixes.nbytes for worker in chain.workers] == [0, 0, 0]
+        assert [worker.room.nbytes - worker.room.prefixes.nbytes for worker in chain.workers] == [0, 0, 0]
         assert [sorted(set(stage.released)) for stage in chain.stages] == [sorted(set(s.taken)) for s in chain.stages]
         assert trio.lowlevel.current_statistics().tasks_living == tasks_before

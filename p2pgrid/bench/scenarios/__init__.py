@@ -6,6 +6,7 @@ from p2pgrid.bench.scenarios import (
     concurrency,
     decode,
     discovery,
+    drain,
     formats,
     hop,
     links,
@@ -34,5 +35,6 @@ ALL: tuple[Named, ...] = (
     formats.SCENARIO,
     speculation.SCENARIO,
     recovery.SCENARIO,
+    drain.SCENARIO,
     churn.SCENARIO,
 )

@@ -16,7 +16,7 @@ from p2pgrid.bench.processes import Crew, open_crew, state_of
 from p2pgrid.bench.scenario import Bench, Named
 from p2pgrid.engine.tokenizer import Tokenizer
 from p2pgrid.errors import BadInput, LocalFault
-from p2pgrid.ids import Span
+from p2pgrid.ids import PeerId, Span
 from p2pgrid.node.client import ModelDescription, wait_for_route
 from p2pgrid.node.peer import Peer
 from p2pgrid.node.wiring import describe_model, model_store, open_network
@@ -143,6 +143,10 @@ def outcome_of(heard: Heard, struck_s: float, undisturbed: Sequence[int]) -> Out
     )
 
 
+def prompt_of(description: ModelDescription) -> list[int]:
+    return Tokenizer(description.tokenizer).prompt(PROMPT * PROMPT_TOKENS)[:PROMPT_TOKENS]
+
+
 async def run(bench: Bench) -> None:
     options = bench.options
     description = await describe_model(model_store(), options.model)
@@ -152,7 +156,7 @@ async def run(bench: Bench) -> None:
         async with open_crew() as crew:
             await start_serving(crew, options.model, spans * REPLICAS)
             async with open_network(crew.bootstrap) as client:
-                await _strike_in_turn(_Scene(bench, crew, client, description, spans), outcomes)
+                await _strike_in_turn(Scene(bench, crew, client, description, spans), outcomes)
         bench.note(crew.last_note())
     finally:
         outcomes.keep(bench)
@@ -182,8 +186,8 @@ def missing_nodes(present: Iterable[Span], spans: Sequence[Span]) -> list[Span]:
 
 
 @dataclass(frozen=True)
-class _Scene:
-    """What the answers need."""
+class Scene:
+    """Serving nodes that may be lost, and a client."""
 
     bench: Bench
     crew: Crew
@@ -204,10 +208,18 @@ class _Scene:
         await self.client.discovery.wait_until(model, known, KNOWN_S_MAX)
         await wait_for_route(self.client, model, self.description.manifest.layers)
 
+    def node_of(self, peer: PeerId) -> Member | None:
+        """The process that serves as `peer`."""
+        for member in self.crew.living:
+            state = state_of(member, "serving")
+            if state is not None and state.peer_id == peer:
+                return member
+        return None
 
-async def _strike_in_turn(scene: _Scene, outcomes: Outcomes) -> None:
+
+async def _strike_in_turn(scene: Scene, outcomes: Outcomes) -> None:
     bench, client, description = scene.bench, scene.client, scene.description
-    prompt = Tokenizer(description.tokenizer).prompt(PROMPT * PROMPT_TOKENS)[:PROMPT_TOKENS]
+    prompt = prompt_of(description)
     tokens = QUICK_ANSWER_TOKENS if bench.options.quick else ANSWER_TOKENS
     await wait_for_route(client, description.id, description.manifest.layers)
     calm = await hear(client, description, prompt, tokens)
@@ -217,7 +229,7 @@ async def _strike_in_turn(scene: _Scene, outcomes: Outcomes) -> None:
     for i, case in enumerate(todo):
         bench.progress(i, len(todo))
         await scene.fill_up(case.stage)
-        striker = _Striker(scene.crew, case, int(tokens * case.share))
+        striker = _Striker(scene, case, int(tokens * case.share))
         heard = await hear(client, description, prompt, tokens, striker.on_token)
         if striker.victim is None:
             why = heard.error or "its process was not found"
@@ -233,22 +245,20 @@ async def _strike_in_turn(scene: _Scene, outcomes: Outcomes) -> None:
 class _Striker:
     """Kills or freezes the process of a stage at a token of an answer."""
 
-    def __init__(self, crew: Crew, case: Case, at_token: int) -> None:
+    def __init__(self, scene: Scene, case: Case, at_token: int) -> None:
         self.victim: Member | None = None
         self.at_s = 0.0
-        self._crew = crew
+        self._scene = scene
         self._case = case
         self._at_token = at_token
 
     def on_token(self, heard: Heard) -> None:
         if self.victim is not None or len(heard.token_ids) < self._at_token:
             return
-        peer = heard.route[self._case.stage].peer
-        for member in self._crew.living:
-            state = state_of(member, "serving")
-            if state is not None and state.peer_id == peer:
-                member.process.send_signal(signal.SIGKILL if self._case.blow == "kill" else signal.SIGSTOP)
-                self.victim, self.at_s = member, trio.current_time()
+        self.victim = self._scene.node_of(heard.route[self._case.stage].peer)
+        if self.victim is not None:
+            self.victim.process.send_signal(signal.SIGKILL if self._case.blow == "kill" else signal.SIGSTOP)
+            self.at_s = trio.current_time()
 
 
 SCENARIO = Named("recovery", "a stage is killed or frozen in the middle of an answer, at every place of the route", run)

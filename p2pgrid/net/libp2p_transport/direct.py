@@ -20,11 +20,11 @@ from p2pgrid.net.libp2p_transport.noise_stream import Handshakes, NoiseStream
 from p2pgrid.net.transport import StreamHandler
 from p2pgrid.wire.messages import STAGE_PROTOCOL
 from p2pgrid.wire.signing import Identity
-from p2pgrid.wire.transfer_messages import DirectOffer
+from p2pgrid.wire.transfer_messages import KV_PROTOCOL, DirectOffer
 
 log = structlog.get_logger()
 
-DIRECT_PROTOCOLS = frozenset({STAGE_PROTOCOL})
+DIRECT_PROTOCOLS = frozenset({STAGE_PROTOCOL, KV_PROTOCOL})
 """Long-lived streams, for which a connection pays."""
 
 DIRECT_S_MAX = 1.5

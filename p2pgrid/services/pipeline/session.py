@@ -21,6 +21,7 @@ from p2pgrid.wire.messages import (
     Failed,
     Hop,
     Lost,
+    Moved,
     Open,
     Opened,
     OutOfSync,
@@ -34,7 +35,15 @@ from p2pgrid.wire.messages import (
 from p2pgrid.wire.tensors import pack_ints
 
 Answer = Token | Scores
-Heard = Opened | Token | Scores | OutOfSync | Busy | Failed | Lost
+Heard = Opened | Token | Scores | OutOfSync | Busy | Failed | Lost | Moved
+
+
+class HandedOver(PeerUnavailable):
+    """A stage left, and gave what it held to a node that takes its place in `route`: go on along that one."""
+
+    def __init__(self, message: str, peer: PeerId, route: tuple[Hop, ...]) -> None:
+        super().__init__(message, peer)
+        self.route = route
 
 
 @dataclass(frozen=True)
@@ -108,10 +117,10 @@ class PipelineSession:
         if self.epoch == 0:
             self.cached = min(held.length for held in self._held.values())
 
-    async def reroute(self, route: tuple[Hop, ...]) -> None:
+    async def reroute(self, route: tuple[Hop, ...]) -> int:
         """Go on along another route, as if nothing had happened: what stages of it lack is sent to them again.
 
-        Raises as `open`; then the session may be rerouted once more.
+        Returns how many positions that are. Raises as `open`; then the session may be rerouted once more.
         """
         kept = kept_hops(self.route, route)
         self.epoch += 1
@@ -125,7 +134,9 @@ class PipelineSession:
         await self.open()
         held = [self._held[hop] for hop in range(len(route))]
         start = self._transcript.resume_at(min((held[hop].length for hop in kept), default=0))
-        await self._refill({feed.hop: feed for feed in plan_feeds(held, start)}, start)
+        feeds = plan_feeds(held, start)
+        await self._refill({feed.hop: feed for feed in feeds}, start)
+        return sum(feed.stop - feed.start for feed in feeds)
 
     async def _open_one(self, hop: int, stage: Hop) -> None:
         terms = self._terms
@@ -260,10 +271,18 @@ class PipelineSession:
                 self.fail(Overloaded(f"{where} has no room now; try again in {after:.1f} s", after, peer))
             case Failed(reason=reason):
                 self.fail(PeerUnavailable(f"{where} ended the answer: {reason}", peer))
+            case Moved(to=to):
+                self._moved(message.hop, to)
             case Lost(peer=lost, reason=reason):
                 following = (message.hop + 1) % len(self.route)
                 if lost == self.route[following].peer:  # a stage is believed about its neighbour alone
                     self.fail(PeerUnavailable(f"{where} lost {self.name(following)}: {reason}", lost))
+
+    def _moved(self, hop: int, to: Hop) -> None:
+        leaving = self.route[hop]
+        if to.span == leaving.span and all(to.peer != stage.peer for stage in self.route):
+            route = (*self.route[:hop], to, *self.route[hop + 1 :])
+            self.fail(HandedOver(f"{self.name(hop)} handed over to {to.peer}", leaving.peer, route))
 
     def _take_answer(self, answer: Answer) -> None:
         if isinstance(answer, Token):

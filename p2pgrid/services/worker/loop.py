@@ -248,7 +248,7 @@ class StageLoop:
         form = choose_form(machine.opening.wire, self._links.bandwidth_bytes_s(machine.downstream))
         messages = messages_of(machine, step, result, form, seat.sent.put)
         if seat.deaf:  # its session's task waits for this to be over
-            seat.wake.set()
+            seat.news.unpark_all()
             return seat, []
         return seat, messages
 
@@ -277,7 +277,7 @@ class StageLoop:
                 self._lose(seat, str(error))
             return
         seat.outbox.append((peer, message))
-        seat.wake.set()
+        seat.news.unpark_all()
 
 
 def _nothing() -> None:

@@ -48,7 +48,12 @@ class Seat:
         """No step is taken: the epoch is over, and the next one has not begun."""
         self.ended = False
         self.heard_at = trio.current_time()
-        self.wake = trio.Event()
-        """For the session's own task: something is to be sent, or a step is over that it waits for."""
+        self.news = trio.lowlevel.ParkingLot()
+        """For tasks that wait: something is to be sent, or a step is over."""
         self.replay: Iterator[Step] | None = None
         """What goes out before anything else, once the client has said so; then no more `halted`."""
+
+    async def at_rest(self) -> None:
+        """Return once no step runs."""
+        while self.runs:
+            await self.news.park()

@@ -6,7 +6,7 @@ import structlog
 import trio
 
 from p2pgrid.core.stage_session import check_route
-from p2pgrid.engine.stage import Stage
+from p2pgrid.engine.stage import Executor, Stage
 from p2pgrid.errors import PeerUnavailable
 from p2pgrid.ids import PeerId
 from p2pgrid.net.links import Links
@@ -30,6 +30,7 @@ class Here:
 
     own: PeerId
     stage: Stage
+    executor: Executor
     links: Links
     loop: StageLoop
     prefixes: Prefixes
@@ -63,6 +64,22 @@ class Session:
         self._here.loop.halt(self.seat)
         self._epoch_scope.cancel()
 
+    @property
+    def waits(self) -> bool:
+        """For its client to come with another route."""
+        return self._suspended and self._reopening is None and not self.seat.ended
+
+    def park(self) -> None:
+        """From its beginning it waits for its client: another stage fills the row, whose place this one takes."""
+        self._here.loop.enter(self.seat)
+        self.hold_still()
+
+    def hold_still(self) -> None:
+        """Run no step and take none, until the client comes with another route."""
+        self._here.loop.halt(self.seat)
+        self._suspended = True
+        self.seat.heard_at = trio.current_time()
+
     def lost_link(self, peer: PeerId, reason: str) -> None:
         """Some link is gone: if it is the one to the next stage, say so, and keep the row for another route."""
         if peer == self.seat.machine.downstream:
@@ -73,19 +90,17 @@ class Session:
         seat, machine = self.seat, self.seat.machine
         if seat.deaf:
             return
-        self._here.loop.halt(seat)
-        self._suspended = True
-        seat.heard_at = trio.current_time()
+        self.hold_still()
         lost = Lost(machine.id, machine.epoch, machine.hop, machine.downstream, reason[:500])
         self._here.loop.say(seat, machine.client, lost)
-        seat.wake.set()
+        seat.news.unpark_all()
 
     def replay(self, asked: Replay) -> None:
         """The client knows what all stages hold: what some lack goes out first, then steps are run again."""
         seat = self.seat
         if seat.machine.epoch == asked.epoch and seat.halted and not seat.deaf and seat.replay is None:
             seat.replay = (again(step, asked) for step in seat.sent.between(asked.start, asked.stop))
-            seat.wake.set()
+            seat.news.unpark_all()
 
     async def live(self) -> None:
         """Until cancelled. Raises PeerUnavailable, PeerMisbehaved, LocalFault for what ends the session."""
@@ -132,9 +147,7 @@ class Session:
     async def _begin_next(self) -> None:
         """Take the opening that came, once the last step of the epoch before is over."""
         seat, stage = self.seat, self._here.stage
-        while seat.runs:
-            seat.wake = trio.Event()
-            await seat.wake.wait()
+        await seat.at_rest()
         assert self._reopening is not None, "nothing else ends an epoch"
         check_route(self._reopening, self._here.own, stage.span, stage.layers)
         seat.machine.reopen(self._reopening)
@@ -152,9 +165,8 @@ class Session:
             if trio.current_time() >= silent_at:
                 awaited = "other route" if self._suspended else "step"
                 raise PeerUnavailable(f"no {awaited} came for {patience_s:.0f} s", seat.machine.client)
-            seat.wake = trio.Event()
             with trio.move_on_at(silent_at):
-                await seat.wake.wait()
+                await seat.news.park()
 
     async def _send_waiting(self) -> None:
         seat, links = self.seat, self._here.links

@@ -1,40 +1,47 @@
 """The stage side of the pipeline: the lives of the sessions that clients open here."""
 
-from functools import partial
+from collections.abc import Callable, Sequence
 
 import structlog
 import trio
 
-from p2pgrid.core.kv_budget import KvBudget
 from p2pgrid.core.load import Load
 from p2pgrid.core.stage_session import StageSession, check_route
 from p2pgrid.engine.stage import Executor, Stage
-from p2pgrid.errors import LocalFault, PeerMisbehaved, PeerUnavailable
+from p2pgrid.errors import LocalFault, Overloaded, PeerError, PeerMisbehaved, PeerUnavailable
 from p2pgrid.ids import ModelId, PeerId, SessionId
 from p2pgrid.net.links import Delivery, Links
+from p2pgrid.net.transport import Transport
+from p2pgrid.services.worker.handover import Taker, give
 from p2pgrid.services.worker.loop import StageLoop
-from p2pgrid.services.worker.prefixes import Prefixes
+from p2pgrid.services.worker.room import Room
 from p2pgrid.services.worker.seat import Seat
-from p2pgrid.services.worker.sent import SentLog
 from p2pgrid.services.worker.session import Here, Session
 from p2pgrid.trace import NO_TRACE, Tracer
 from p2pgrid.wire.messages import (
     Busy,
     Close,
     Failed,
+    Hop,
+    Moved,
     Open,
     Replay,
     SessionMessage,
     Step,
 )
+from p2pgrid.wire.transfer_messages import KV_PROTOCOL
 
 log = structlog.get_logger()
 
 FAREWELL_S_MAX = 0.5
 ENDING_S = 0.1
 """After which a session that ends is over, about."""
-SESSION_POSITIONS = 1024
-"""What an ordinary session is taken for when a node says for how many more it has room."""
+REPLICAS_MAX = 3
+"""So many are asked to take over a session, and again after a pause."""
+ASK_AGAIN_S = 0.25
+
+Replicas = Callable[[int], Sequence[Hop]]
+"""Nodes with the same span that have room for a session of so many positions, the best one first."""
 
 
 class Worker:
@@ -46,39 +53,21 @@ class Worker:
         stage: Stage,
         executor: Executor,
         links: Links,
-        own: PeerId,
+        transport: Transport,
         tracer: Tracer = NO_TRACE,
     ) -> None:
         self._model = model
         self._stage = stage
-        self._executor = executor
         self._links = links
-        self._own = own
-        self._free_rows = list(reversed(range(stage.rows)))
-        self._budget = KvBudget(stage.kv_positions * stage.position_bytes)
-        self._sent = SentLog()
+        self._transport = transport
+        self.room = Room(stage, executor, lambda: self._tasks is None or self._draining)
         self._loop = StageLoop(stage, executor, links, self._fail, self._lose, tracer)
-        self.prefixes = Prefixes(stage, executor, lambda: self._budget.cache_room)
-        self._here = Here(own, stage, links, self._loop, self.prefixes)
+        self._here = Here(transport.peer, stage, executor, links, self._loop, self.room.prefixes)
         self._sessions: dict[SessionId, Session] = {}
         self._tasks: trio.Nursery | None = None
         self._draining = False
+        self._patience = trio.CancelScope()
         self._idle = trio.Event()
-
-    @property
-    def sessions_free(self) -> int:
-        ordinary = min(SESSION_POSITIONS, self._stage.context_max) * self._stage.position_bytes
-        return 0 if self._draining else min(len(self._free_rows), self._budget.cache_room // ordinary)
-
-    @property
-    def positions_free(self) -> int:
-        """Token positions for which new sessions can reserve room."""
-        return 0 if self._draining else self._budget.cache_room // self._stage.position_bytes
-
-    @property
-    def positions_max(self) -> int:
-        """For how many there is room when no session is open."""
-        return self._budget.bytes_max // self._stage.position_bytes
 
     @property
     def load(self) -> Load:
@@ -88,26 +77,54 @@ class Worker:
     def sessions_open(self) -> int:
         return len(self._sessions)
 
-    @property
-    def kv_bytes(self) -> int:
-        """What sessions have reserved and finished ones have left behind."""
-        return self._budget.reserved + self.prefixes.nbytes
-
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as self._tasks:
             self._tasks.start_soon(self._loop.run)
+            self._transport.serve(KV_PROTOCOL, Taker(self._here, self._take_over, self._drop).answer)
             task_status.started()
 
-    async def drain(self, deadline_s: float) -> None:
-        """Take no new session; wait for those that run, end what is left after `deadline_s`, and say so."""
+    async def drain(self, deadline_s: float, replicas: Replicas = lambda positions: ()) -> None:
+        """Take no new session, and hand those that run over to `replicas`. Those that nobody takes may go on here; what
+        is left after `deadline_s` is ended, and its client told.
+        """
         self._draining = True
-        with trio.move_on_after(deadline_s):
-            await self._wait_idle()
+        self._patience.deadline = trio.current_time() + deadline_s
+        with self._patience:
+            async with trio.open_nursery() as givers:
+                for session in self._sessions.values():
+                    givers.start_soon(self._hand_over, session, replicas)
+                await self._wait_idle()
+                givers.cancel_scope.cancel()
         for session in list(self._sessions.values()):
             self._end(session, "the node is leaving")
         with trio.move_on_after(FAREWELL_S_MAX):
             await self._wait_idle()
-        self.prefixes.forget()
+        self.room.prefixes.forget()
+
+    def hurry(self, deadline_s: float) -> None:
+        """Drain for no longer than this from now on."""
+        self._patience.deadline = min(self._patience.deadline, trio.current_time() + deadline_s)
+
+    async def _hand_over(self, session: Session, replicas: Replicas) -> None:
+        """Offer a session to replicas, again and again; whoever waits for it to be over cancels this."""
+        while True:
+            for to in replicas(session.seat.machine.context_max)[:REPLICAS_MAX]:
+                if not session.seat.ended:
+                    await self._offer(session, to)
+            await trio.sleep(ASK_AGAIN_S)
+
+    async def _offer(self, session: Session, to: Hop) -> None:
+        machine = session.seat.machine
+        epoch = machine.epoch
+        try:
+            await give(self._here, self._transport, session, to)
+        except PeerError as error:
+            log.debug("a session was not handed over", to=to.peer, error=str(error))
+            if session.waits and machine.epoch == epoch:
+                self._end(session, "the node is leaving")  # its client finds another route sooner than we
+        else:
+            await session.say(Moved(machine.id, epoch, machine.hop, to))
+            self._end(session, None)
 
     async def _wait_idle(self) -> None:
         while self._sessions:
@@ -160,32 +177,40 @@ class Worker:
     # ── a session's beginning ────────────────────────────────────────────────────────────────────────────
 
     async def _open(self, client: PeerId, opening: Open) -> None:
-        failed = partial(Failed, opening.session, opening.epoch, opening.hop)
         known = self._sessions.get(opening.session)
         if known is not None:
             await self._reopen(known, client, opening)
             return
-        machine = StageSession(client, opening, self._stage.context_max)
         try:
-            if opening.model != self._model:
-                raise PeerMisbehaved(f"this node serves model {self._model[:12]}, not {opening.model[:12]}")
-            check_route(opening, self._own, self._stage.span, self._stage.layers)
-            need = machine.context_max * self._stage.position_bytes
-            if not self._budget.fits_ever(need):
-                raise PeerMisbehaved(f"{machine.context_max} positions are more than this node has memory for")
+            self._begin(self._admit(client, opening))
         except PeerMisbehaved as error:
-            await self._say(client, failed(str(error)))
-            return
-        now = trio.current_time()
-        takes = self._tasks is not None and not self._draining and bool(self._free_rows)
-        if not (takes and self._budget.reserve(machine.id, need, now)):
-            after_s = self._budget.retry_after_s()
-            await self._say(client, Busy(opening.session, opening.epoch, opening.hop, after_s))
-            return
-        self.prefixes.trim()
-        session = Session(self._here, Seat(machine, self._free_rows.pop(), self._sent.open()))
-        self._sessions[opening.session] = session
+            await self._say(client, Failed(opening.session, opening.epoch, opening.hop, str(error)))
+        except Overloaded as error:
+            await self._say(client, Busy(opening.session, opening.epoch, opening.hop, error.retry_after_s))
+
+    def _take_over(self, client: PeerId, opening: Open) -> Session:
+        """A session that another stage hands over. Raises as `_admit`."""
+        if opening.session in self._sessions:
+            raise PeerMisbehaved("a session of this id is open already")
+        session = self._admit(client, opening)
+        session.park()
+        self._begin(session)
+        return session
+
+    def _drop(self, session: Session) -> None:
+        self._end(session, None)
+
+    def _admit(self, client: PeerId, opening: Open) -> Session:
+        """Take room for a session. Raises PeerMisbehaved for one that cannot be here, Overloaded without room."""
+        machine = StageSession(client, opening, self._stage.context_max)
+        if opening.model != self._model:
+            raise PeerMisbehaved(f"this node serves model {self._model[:12]}, not {opening.model[:12]}")
+        check_route(opening, self._transport.peer, self._stage.span, self._stage.layers)
+        return Session(self._here, self.room.take(machine))
+
+    def _begin(self, session: Session) -> None:
         assert self._tasks is not None
+        self._sessions[session.seat.machine.id] = session
         self._tasks.start_soon(self._serve, session)
 
     async def _reopen(self, session: Session, client: PeerId, opening: Open) -> None:
@@ -255,23 +280,18 @@ class Worker:
             session.farewell = farewell
             machine = session.seat.machine
             # After a loss the row holds what stages computed that are no longer named in its route.
-            if farewell is None and session.seat.entered and machine.opening.prefix and machine.epoch == 0:
+            kept = session.seat.entered and not self._draining
+            if farewell is None and kept and machine.opening.prefix and machine.epoch == 0:
                 session.worth_keeping = True
-                self.prefixes.expect()
+                self.room.prefixes.expect()
         self._loop.leave(session.seat)
         session.scope.cancel()
 
     async def _forget(self, session: Session) -> None:
         seat = session.seat
-        seat.sent.close()
         if session.worth_keeping:
-            await self.prefixes.keep(seat.machine, seat.row)
-        # In the executor's lane, so behind a step of this row that may still be running.
-        await self._executor.run(partial(self._stage.release, seat.row))
-        self._free_rows.append(seat.row)
-        self._free_rows.sort(reverse=True)  # low rows first: those of a batch had best lie next to each other
-        self._budget.release(seat.machine.id, trio.current_time())
-        self.prefixes.trim()
+            await self.room.prefixes.keep(seat.machine, seat.row)
+        await self.room.give_back(seat)
         del self._sessions[seat.machine.id]
         if not self._sessions:
             self._idle.set()
