@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 import trio
 
@@ -9,8 +10,8 @@ from p2pgrid.node.client import open_session
 from p2pgrid.node.recovering import RecoveringSession
 from p2pgrid.services.pipeline import Terms
 from p2pgrid.wire.messages import Sampling
-from tests.node.test_recovering import TOKENS, Swarm, doubled, swarm
-from tests.swarm_kit import GREEDY, LAYERS, MODEL, SEEDED, alone, answer_of, cut, generation
+from tests.node.test_recovering import PUNISHED, TOKENS, Swarm, doubled, swarm
+from tests.swarm_kit import GREEDY, LAYERS, MODEL, PROMPT, SEEDED, alone, answer_of, cut, generation
 
 
 def leaving(here: Swarm, hop: int) -> Callable[[RecoveringSession], None]:
@@ -141,3 +142,16 @@ async def test_many_sessions_are_handed_over_together(autojump_clock: trio.abc.C
         assert all(sum(recovery.replayed for recovery in answer.recoveries) == 0 for answer in answers)
         assert all(answer.recoveries for answer in answers)
         await here.check_nothing_is_left()
+
+
+async def test_who_takes_over_knows_what_was_said_before(autojump_clock: trio.abc.Clock) -> None:
+    calm = await alone(PUNISHED, max_tokens=TOKENS)
+    unaware = await alone(
+        msgspec.structs.replace(PUNISHED, presence_penalty=0.0, frequency_penalty=0.0), max_tokens=TOKENS
+    )
+    assert calm[10:] != unaware[10:]
+    async with swarm(doubled(3)) as here:
+        terms = Terms(PUNISHED, prompt=PROMPT)
+        answer = await here.ask({9: leaving(here, 2)}, terms=terms)
+        assert answer.token_ids == calm
+        assert [recovery.replayed for recovery in answer.recoveries] == [0]
