@@ -86,6 +86,7 @@ def _chat_streams_and_stops(page: Page) -> None:
     page.click("#stop")
     expect(answer.locator("footer")).to_contain_text("You stopped this answer.")
 
+    page.evaluate("document.getElementById('max-tokens').value = 24")
     page.click("#new-chat")
     _ask(page, "What is the capital of France?")
     way = page.locator(".message.assistant .way li")
@@ -162,6 +163,7 @@ def _a_key_is_asked_for(browser: Browser, url: str) -> None:
     expect(page.locator("#ask-key")).to_be_visible()
     page.click("text=Not now")
     expect(page.locator("#verdict")).to_have_attribute("title", "This gateway wants an API key.")
+    page.evaluate("document.getElementById('max-tokens').value = 8")
     _ask(page, "Hello.")
     page.fill("#key", "wrong")
     page.keyboard.press("Enter")
