@@ -162,3 +162,4 @@ class Taker:
         block = stage.unpack(rows.kv, len(tokens))
         await self._here.executor.run(partial(stage.load, session.seat.row, rows.position, block))
         machine.take_over(rows.position, tokens)
+        session.seat.drawer.saw(rows.position, tokens)
