@@ -8,11 +8,11 @@ from typing import Any, TypedDict, Unpack
 import msgspec
 import trio
 
-from p2pgrid.api.errors import bare_errors
 from p2pgrid.api.models import Advance, Models, SwarmModels, open_local_model
 from p2pgrid.api.stream import AnswerStream
 from p2pgrid.errors import BadInput
 from p2pgrid.node.answer import ScoredText
+from p2pgrid.node.bare_errors import bare_errors
 from p2pgrid.node.request import Chat, ChatMessage, Request
 from p2pgrid.node.survey import ModelSurvey
 from p2pgrid.node.wiring import default_bootstrap, model_store, open_network

@@ -27,7 +27,21 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # `run` turns it into a line and a status
 )
-for _name in ("swarm", "generate", "chat", "node", "serve", "drain", "bootstrap", "status", "top", "score", "sim"):
+COMMANDS = (
+    "swarm",
+    "generate",
+    "chat",
+    "node",
+    "serve",
+    "drain",
+    "bootstrap",
+    "status",
+    "top",
+    "doctor",
+    "score",
+    "sim",
+)
+for _name in COMMANDS:
     app.command(f"p2pgrid.cli.{_name}:{_name}", name=_name)
 app.command("p2pgrid.cli.models:app", name="models")
 app.command("p2pgrid.cli.bench:app", name="bench")

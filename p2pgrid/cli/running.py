@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import trio
 
-from p2pgrid.api.errors import bare_errors
+from p2pgrid.node.bare_errors import bare_errors
 
 T = TypeVar("T")
 

@@ -4,8 +4,8 @@ import pytest
 import trio
 
 import p2pgrid
-from p2pgrid.api.errors import bare_errors
 from p2pgrid.errors import BadInput, NoRoute
+from p2pgrid.node.bare_errors import bare_errors
 from tests.api.toy_grid import toy_swarm
 
 
