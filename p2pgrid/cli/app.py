@@ -44,6 +44,7 @@ COMMANDS = (
 for _name in COMMANDS:
     app.command(f"p2pgrid.cli.{_name}:{_name}", name=_name)
 app.command("p2pgrid.cli.models:app", name="models")
+app.command("p2pgrid.cli.keys:app", name="keys")
 app.command("p2pgrid.cli.bench:app", name="bench")
 
 

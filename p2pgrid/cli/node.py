@@ -8,7 +8,7 @@ import trio
 from cyclopts import Parameter
 
 from p2pgrid.cli.console import print_json, progress_bar, say
-from p2pgrid.cli.gateways import maybe_gateway
+from p2pgrid.cli.gateways import maybe_gateway, plan_gateway
 from p2pgrid.cli.joining import joining
 from p2pgrid.cli.options import (
     DEFAULT_MODEL,
@@ -28,7 +28,6 @@ from p2pgrid.engine.executor import LaneExecutor
 from p2pgrid.engine.stage import Stage
 from p2pgrid.engine.turns import open_turns
 from p2pgrid.errors import BadInput
-from p2pgrid.gateway.life import parse_address
 from p2pgrid.ids import PeerId, Span
 from p2pgrid.node.control import obey
 from p2pgrid.node.node import DRAIN_S_MAX, Node, Phase, Serving
@@ -83,7 +82,7 @@ def node(
         raise BadInput(f"--span-max {span_max}: a node takes at least one layer")
     if kv_positions < 1 or threads < 0:
         raise BadInput("--kv-positions takes 1 or more, --threads 0 (one a core) or more")
-    gateway_at = None if gateway is None else parse_address(gateway, "--gateway")
+    plan = None if gateway is None else plan_gateway(gateway, "--gateway")
     wanted = StageSettings(kv_positions=kv_positions, threads=threads)
 
     async def main() -> None:
@@ -100,7 +99,7 @@ def node(
         with own_identity("node", ephemeral=ephemeral) as identity, open_trace(trace) as tracer:
             listening = listen or [listen_for(peers)]
             network = open_node_network(peers, identity, listening, announce=announce or (), tracer=tracer)
-            async with network as peer, maybe_gateway(peer, store, gateway_at) as url:
+            async with network as peer, maybe_gateway(plan, peer, store) as url:
                 BlobServer(peer.transport, public_blobs(description))
                 on_phase = partial(_tell, peer, model, state, json, url)
                 with open_turns(turns) as own_turns:

@@ -10,11 +10,11 @@ from cyclopts import Parameter
 
 from p2pgrid.cli.answers import answer_document, summary
 from p2pgrid.cli.console import print_json, progress_bar, say
+from p2pgrid.cli.gateways import plan_gateway
 from p2pgrid.cli.generate import sampling_of
 from p2pgrid.cli.options import DEFAULT_MODEL, Exact, GatewayAt, Json, Model, Wire
 from p2pgrid.cli.running import run_async, until_told_to_stop
 from p2pgrid.errors import BadInput
-from p2pgrid.gateway.life import parse_address
 from p2pgrid.node.answer import Answer, Piece
 from p2pgrid.node.client import ModelDescription, wait_for_route
 from p2pgrid.node.request import Asker, Request
@@ -61,7 +61,7 @@ def swarm(
         raise BadInput('nothing to do: give --prompt "…", or --keep to leave the swarm up')
 
     if gateway is not None:
-        parse_address(gateway, "--gateway")
+        plan_gateway(gateway, "--gateway")
 
     def arguments_of(number: int) -> Sequence[str]:
         """The first node has the gateway."""

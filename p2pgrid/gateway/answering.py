@@ -7,6 +7,7 @@ import trio
 from starlette.types import Receive
 
 from p2pgrid.errors import P2pgridError
+from p2pgrid.gateway.access import Caller
 from p2pgrid.gateway.faults import ApiError, as_api_error, too_busy
 from p2pgrid.gateway.gateway import Gateway
 from p2pgrid.gateway.schema import HowItCame, PromptDetails, Recovered, RouteHop, Usage
@@ -53,8 +54,13 @@ class Asked:
     name: str
     asker: Asker
     requests: Sequence[Request]
+    prompt_tokens: Sequence[int]
+    """How long the prompt of each of them is."""
+    caller: Caller
     created: int
     """Unix seconds."""
+    per_prompt: int = 1
+    """So many requests, one after another, have a prompt in common."""
 
     @property
     def fingerprint(self) -> str:
@@ -64,33 +70,46 @@ class Asked:
 
 async def answer_all(gateway: Gateway, asked: Asked, tell: Tell) -> None:
     """Tell of every choice as it comes about. Raises ApiError."""
-    limits = gateway.limits
-    if gateway.activity.running + len(asked.requests) > limits.answers_max:
-        raise too_busy(f"{limits.answers_max} answers run here already: ask again in a moment", 1.0)
+    limits, metrics = gateway.limits, gateway.metrics
+    at_once = min(len(asked.requests), limits.choices_at_once)
+    if gateway.activity.running + at_once > limits.answers_max:
+        raise too_busy(f"{gateway.activity.running} answers run here already: ask again in a moment", 1.0)
     failed: list[P2pgridError] = []
+    room = trio.CapacityLimiter(at_once)
 
     async def answer(index: int, request: Request) -> None:
         def opened(session: Session) -> None:
             running.opened(session)
+            asked.caller.use_tokens(asked.prompt_tokens[index])
+            metrics.prompt_taken(asked.prompt_tokens[index])
             tell(Opened(index))
 
         def show(piece: Piece) -> None:
             if piece.token is not None:
+                before_s = running.last_token_s
                 running.token()
+                asked.caller.use_tokens(1)
+                metrics.token_came(before_s, running)
             tell(Said(index, piece))
 
-        try:
+        async with room:
             with gateway.activity.begin(asked.id, asked.model) as running:
-                found = await asked.asker.over_swarm(gateway.peer, request, show, opened)
+                try:
+                    found = await asked.asker.over_swarm(gateway.peer, request, show, opened)
+                finally:
+                    metrics.recovered(len(running.recoveries))
+        tell(Ended(index, found))
+
+    async def try_to_answer(index: int, request: Request) -> None:
+        try:
+            await answer(index, request)
         except P2pgridError as error:
             failed.append(error)
             tasks.cancel_scope.cancel()
-        else:
-            tell(Ended(index, found))
 
     async with trio.open_nursery() as tasks:
         for index, request in enumerate(asked.requests):
-            tasks.start_soon(answer, index, request)
+            tasks.start_soon(try_to_answer, index, request)
     if failed:
         raise as_api_error(failed[0])
 
@@ -125,11 +144,13 @@ async def while_client_is_there(gateway: Gateway, receive: Receive, work: Callab
         raise failed[0]
 
 
-def usage_of(answers: Sequence[Answer]) -> Usage:
-    """The prompt counts once, however many choices there are."""
-    prompt = answers[0].prompt_tokens
+def usage_of(asked: Asked, answers: Sequence[Answer]) -> Usage:
+    """A prompt counts once, however many choices there are."""
+    prompts = answers[:: asked.per_prompt]
+    prompt = sum(answer.prompt_tokens for answer in prompts)
     completion = sum(len(answer.token_ids) for answer in answers)
-    return Usage(prompt, completion, prompt + completion, PromptDetails(max(one.cached_tokens for one in answers)))
+    cached = sum(answer.cached_tokens for answer in prompts)
+    return Usage(prompt, completion, prompt + completion, PromptDetails(cached))
 
 
 def how_it_came(answer: Answer) -> HowItCame:

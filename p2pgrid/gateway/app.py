@@ -1,22 +1,36 @@
 """The gateway's application: its routes put together, and what becomes of errors.
 
-Each module of routes has a function `routes(gateway)`; what it raises as `ApiError` or as one of our own
-errors becomes an error document here.
+Each module of routes has a function `routes(gateway)`; what it raises as `ApiError` or as one of our own errors
+becomes an error document here. A route that not everybody may use begins with `gateway.access.admit(request, scope)`.
 """
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from p2pgrid.errors import P2pgridError
-from p2pgrid.gateway import chat, events, health, page
+from p2pgrid.gateway import chat, completions, embeddings, events, health, page
+from p2pgrid.gateway.entrance import Entrance
 from p2pgrid.gateway.faults import ApiError, on_api_error, on_defect, on_http_error, on_own_error
 from p2pgrid.gateway.gateway import Gateway
 
+PARTS = (chat, completions, embeddings, health)
 
-def make_app(gateway: Gateway, stream: events.Events) -> Starlette:
+
+def make_app(gateway: Gateway, stream: events.Events) -> ASGIApp:
     """An ASGI application for `gateway`, to be run on trio; `stream` is what its page listens to."""
-    return Starlette(
-        routes=[*chat.routes(gateway), *health.routes(gateway), *events.routes(gateway, stream), *page.routes()],
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=list(gateway.cors),
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "content-type"],
+    )
+    api = [route for part in PARTS for route in part.routes(gateway)]
+    app = Starlette(
+        routes=[*api, *events.routes(gateway, stream), *page.routes()],
+        middleware=[cors] if gateway.cors else [],
         exception_handlers={
             ApiError: on_api_error,
             P2pgridError: on_own_error,
@@ -24,3 +38,4 @@ def make_app(gateway: Gateway, stream: events.Events) -> Starlette:
             Exception: on_defect,
         },
     )
+    return Entrance(app, gateway)

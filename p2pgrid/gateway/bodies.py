@@ -21,9 +21,10 @@ _FIELD = re.compile(r"(?:unknown|required) field `(?P<field>[^`]*)`")
 
 async def read_json(request: Request, kind: type[T], limits: GatewayLimits) -> T:
     """The body as a `kind`. Raises ApiError 400, 408, 413 or 415."""
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    # A browser asks before it sends a stranger's JSON here, and gets no for an answer; anything else it just sends.
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
-        raise ApiError(415, f"Content-Type {media_type} is not understood: send application/json")
+        raise ApiError(415, "the body must be JSON: send the header Content-Type: application/json")
     body = await _read(request, limits)
     try:
         return msgspec.json.decode(body, type=kind)

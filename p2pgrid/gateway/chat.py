@@ -6,13 +6,13 @@ import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.routing import Route
 
-from p2pgrid.errors import BadInput
+from p2pgrid.gateway.access import Caller
 from p2pgrid.gateway.answering import Asked, Ended, Event, Opened, Said, how_it_came, usage_of
 from p2pgrid.gateway.bodies import read_json
-from p2pgrid.gateway.faults import ApiError, as_api_error, unsupported
+from p2pgrid.gateway.faults import unsupported
 from p2pgrid.gateway.gateway import Gateway
 from p2pgrid.gateway.replies import StreamedReply, WholeReply
-from p2pgrid.gateway.sampling import choices_of, sampling_of, stops_of
+from p2pgrid.gateway.sampling import check_stream_options, choices_of, sampling_of, stops_of, wants_usage
 from p2pgrid.gateway.schema import (
     AnswerMessage,
     Chat,
@@ -29,43 +29,52 @@ from p2pgrid.gateway.schema import (
 from p2pgrid.node.answer import Answer
 from p2pgrid.node.request import Chat as Conversation
 from p2pgrid.node.request import ChatMessage as Turn
-from p2pgrid.node.request import Request
+from p2pgrid.node.request import Request, TokenIds
 
 
 def routes(gateway: Gateway) -> list[Route]:
     async def chat(request: HttpRequest) -> WholeReply | StreamedReply:
+        caller = gateway.access.admit(request, "chat")
         body = await read_json(request, ChatRequest, gateway.limits)
-        asked = await _asked(gateway, body)
-        usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        asked = await _asked(gateway, body, caller)
         reply = StreamedReply if body.stream else WholeReply
-        return reply(gateway, asked, ChatShape(usage))
+        return reply(gateway, asked, ChatShape(wants_usage(body)))
 
     return [Route("/v1/chat/completions", chat, methods=["POST"])]
 
 
-async def _asked(gateway: Gateway, body: ChatRequest) -> Asked:
-    """Raises ApiError for all that can be known before anybody is asked."""
+async def _asked(gateway: Gateway, body: ChatRequest, caller: Caller) -> Asked:
+    """Raises ApiError or BadInput for all that can be known before anybody is asked."""
     if body.logprobs or body.top_logprobs:
         raise unsupported("logprobs", "answers come without them")
-    if body.stream_options is not None and not body.stream:
-        raise ApiError(400, "stream_options is only for stream: true", param="stream_options", code="invalid_value")
+    check_stream_options(body)
     model, name = gateway.models.find(body.model)
     asker = await gateway.models.asker(model)
     limits = gateway.limits
+    prompt = tuple(asker.prompt_ids(Request(conversation_of(body.messages))))
+    choices = choices_of(body, 1, limits)
     requests = [
         Request(
-            conversation_of(body.messages),
+            TokenIds(prompt),
             max_tokens=body.max_completion_tokens or body.max_tokens or limits.answer_tokens_default,
             sampling=sampling_of(body, choice),
             stop=stops_of(body),
+            cache_scope=caller.id,
         )
-        for choice in range(choices_of(body, limits))
+        for choice in range(choices)
     ]
-    try:
-        asker.check(requests[0])
-    except BadInput as error:
-        raise as_api_error(error) from None
-    return Asked(f"chatcmpl-{gateway.new_id()}", model, name, asker, requests, int(gateway.now_s()))
+    asker.check(requests[0])
+    return Asked(
+        id=f"chatcmpl-{gateway.new_id()}",
+        model=model,
+        name=name,
+        asker=asker,
+        requests=requests,
+        prompt_tokens=[len(prompt)] * choices,
+        caller=caller,
+        created=int(gateway.now_s()),
+        per_prompt=choices,
+    )
 
 
 def conversation_of(messages: Sequence[ChatMessage]) -> Conversation:
@@ -92,7 +101,7 @@ class ChatShape:
             ChatChoice(index, AnswerMessage(answer.text), answer.finish_reason, how_it_came(answer))
             for index, answer in enumerate(answers)
         ]
-        return Chat(asked.id, asked.created, asked.name, asked.fingerprint, choices, usage_of(answers))
+        return Chat(asked.id, asked.created, asked.name, asked.fingerprint, choices, usage_of(asked, answers))
 
     def chunks(self, asked: Asked, events: Sequence[Event]) -> Iterable[msgspec.Struct]:
         for index in sorted({event.index for event in events}):
@@ -109,7 +118,7 @@ class ChatShape:
 
     def last_chunks(self, asked: Asked, answers: Sequence[Answer]) -> Iterable[msgspec.Struct]:
         if self._usage:
-            yield self._chunk(asked, [], usage_of(answers))
+            yield self._chunk(asked, [], usage_of(asked, answers))
 
     def _chunk(self, asked: Asked, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatChunk:
         shown = usage if self._usage else msgspec.UNSET

@@ -85,7 +85,7 @@ class Events:
         return self._listeners >= LISTENERS_MAX
 
     def _models(self) -> list[ModelId]:
-        return [offer.id for offer in self._gateway.models.offers()]
+        return [survey.id for survey in self._gateway.models.surveys()]
 
     async def _end_streams(self) -> None:
         await self._gateway.stopping.wait()
@@ -137,6 +137,7 @@ class EventStream(Response):
 
 def routes(gateway: Gateway, events: Events) -> list[Route]:
     async def listen(request: Request) -> Response:
+        gateway.access.admit(request, "models")
         if events.full:
             raise too_busy(f"{LISTENERS_MAX} pages follow the swarm here already: close another one", COME_BACK_S)
         return EventStream(gateway, events)

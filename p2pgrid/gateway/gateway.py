@@ -1,14 +1,16 @@
 """What the parts of a gateway have in common, and its life."""
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import trio
 
+from p2pgrid.gateway.access import Access
 from p2pgrid.gateway.activity import Activity
 from p2pgrid.gateway.limits import GatewayLimits
+from p2pgrid.gateway.metrics import Metrics
 from p2pgrid.gateway.models import Models
 from p2pgrid.node.peer import Peer
 
@@ -23,6 +25,9 @@ class Gateway:
 
     peer: Peer
     models: Models
+    access: Access
+    cors: Sequence[str] = ()
+    """Origins whose pages may call this gateway from a browser."""
     limits: GatewayLimits = field(default_factory=GatewayLimits)
     activity: Activity = field(default_factory=Activity)
     stopping: trio.Event = field(default_factory=trio.Event)
@@ -31,8 +36,12 @@ class Gateway:
     """Addresses by which further nodes join the same swarm, for the page to tell."""
     new_id: Callable[[], str] = _random_id
     """Names a request."""
+    metrics: Metrics = field(init=False)
     _replies: int = 0
     _replied: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.peer, self.models, self.activity)
 
     def now_s(self) -> float:
         """Unix time."""

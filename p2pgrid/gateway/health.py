@@ -1,4 +1,4 @@
-"""`/healthz`, `/readyz` and `/v1/models`: whether there is anybody to ask."""
+"""`/healthz`, `/readyz`, `/v1/models`, `/metrics`: whether there is anybody to ask, and how it goes."""
 
 from typing import Literal
 
@@ -8,8 +8,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from p2pgrid.gateway.gateway import Gateway
-from p2pgrid.gateway.models import Offer
+from p2pgrid.gateway.metrics import CONTENT_TYPE
 from p2pgrid.gateway.schema import Model, ModelList
+from p2pgrid.node.survey import ModelSurvey
 
 
 class Alive(msgspec.Struct, frozen=True):
@@ -31,31 +32,38 @@ def routes(gateway: Gateway) -> list[Route]:
         return _json(Alive())
 
     async def readyz(request: Request) -> Response:
-        models = [_model(offer) for offer in gateway.models.offers()]
-        usable = any(model.health != "unavailable" for model in models) and not gateway.stopping.is_set()
-        return _json(Ready("ready" if usable else "unavailable", models), 200 if usable else 503)
+        surveys = gateway.models.surveys()
+        usable = any(survey.usable for survey in surveys) and not gateway.stopping.is_set()
+        document = Ready("ready" if usable else "unavailable", [model_of(survey) for survey in surveys])
+        return _json(document, 200 if usable else 503)
+
+    async def metrics(request: Request) -> Response:
+        gateway.access.admit(request, "admin")
+        return Response(gateway.metrics.page(), media_type=CONTENT_TYPE)
 
     async def list_models(request: Request) -> Response:
-        return _json(ModelList([_model(offer) for offer in gateway.models.offers()]))
+        gateway.access.admit(request, "models")
+        return _json(ModelList([model_of(survey) for survey in gateway.models.surveys()]))
 
     async def one_model(request: Request) -> Response:
+        gateway.access.admit(request, "models")
         model, name = gateway.models.find(request.path_params["name"])
-        for offer in gateway.models.offers():
-            if offer.id == model:
-                return _json(_model(offer))
+        for survey in gateway.models.surveys():
+            if survey.id == model:
+                return _json(model_of(survey))
         raise gateway.models.unknown(name)
+
+    def model_of(survey: ModelSurvey) -> Model:
+        seen_at_s = int(gateway.models.seen_at_s(survey.id))
+        return Model(survey.name, seen_at_s, survey.id, survey.layers, survey.health.state, list(survey.health.reasons))
 
     return [
         Route("/healthz", healthz),
         Route("/readyz", readyz),
+        Route("/metrics", metrics),
         Route("/v1/models", list_models),
         Route("/v1/models/{name}", one_model),
     ]
-
-
-def _model(offer: Offer) -> Model:
-    health = offer.health
-    return Model(offer.name, int(offer.seen_at_s), offer.id, offer.layers, health.state, list(health.reasons))
 
 
 def _json(document: msgspec.Struct, status: int = 200) -> Response:

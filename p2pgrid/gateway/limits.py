@@ -6,7 +6,7 @@ import msgspec
 class GatewayLimits(msgspec.Struct, frozen=True):
     """Limits on what strangers may ask for."""
 
-    body_bytes_max: int = 2 * 1024 * 1024
+    body_bytes_max: int = 1024 * 1024
     body_s_max: float = 30.0
     """A request's body must be there this long after its header."""
     header_bytes_max: int = 16 * 1024
@@ -15,7 +15,10 @@ class GatewayLimits(msgspec.Struct, frozen=True):
     connections_max: int = 1024
     answers_max: int = 256
     """Answers that may run at the same time; each of `n` choices is one."""
-    choices_max: int = 8
+    choices_max: int = 64
+    """Answers that one request may ask for: prompts times `n`."""
+    choices_at_once: int = 8
+    """Of those, how many run at the same time."""
     answer_tokens_default: int = 1024
     """Of a chat that does not say how long its answer may be."""
     request_s_max: float = 600.0

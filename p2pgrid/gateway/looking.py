@@ -37,9 +37,9 @@ class Looker:
     async def learn(self) -> None:
         """Fetch what is to be told of the models that are served, until cancelled."""
         while True:
-            for offer in self._gateway.models.offers():
-                if offer.id not in self._facts:
-                    await self._learn(offer.id)
+            for survey in self._gateway.models.surveys():
+                if survey.id not in self._facts:
+                    await self._learn(survey.id)
             await trio.sleep(LEARN_AGAIN_S)
 
     async def _learn(self, model: ModelId) -> None:
@@ -56,9 +56,11 @@ class Looker:
         now_s = self._gateway.now_s()
         models: dict[ModelId, ModelShown] = {}
         nodes: dict[PeerId, NodeShown] = {}
-        for offer in self._gateway.models.offers():
-            found = survey_of(peer, offer.id, offer.name, self._token_seen_at_s(offer.id))
-            models[offer.id] = show_model(found, self._facts.get(offer.id, ModelFacts()), now_s)
+        for model, name in self._gateway.models.names.items():
+            found = survey_of(peer, model, name, self._token_seen_at_s(model))
+            if not found.adverts:
+                continue
+            models[model] = show_model(found, self._facts.get(model, ModelFacts()), now_s)
             nodes |= {
                 PeerId(advert.peer): show_node(advert, peer.links.rtt_s(advert.peer)) for advert in shown(found.adverts)
             }

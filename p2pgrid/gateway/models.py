@@ -1,32 +1,19 @@
 """The models that a gateway answers with: those that it was told to look for, as the swarm serves them."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 
 import trio
 
-from p2pgrid.core.health import Health, health, layers_of
 from p2pgrid.gateway.faults import ApiError
 from p2pgrid.ids import ModelId
 from p2pgrid.node.client import ModelDescription
 from p2pgrid.node.peer import Peer
 from p2pgrid.node.request import Asker
+from p2pgrid.node.survey import ModelSurvey, survey_of
 from p2pgrid.settings import StageSettings
 
 Describe = Callable[[ModelId], Awaitable[ModelDescription]]
 """Gives what a client must know of a model. Raises NoRoute, PeerUnavailable, LocalFault."""
-
-
-@dataclass(frozen=True)
-class Offer:
-    """A model that nodes of the swarm serve, or lately did."""
-
-    id: ModelId
-    name: str
-    layers: int
-    health: Health
-    seen_at_s: float
-    """Unix time at which this gateway first saw it."""
 
 
 class Models:
@@ -34,34 +21,31 @@ class Models:
 
     def __init__(self, peer: Peer, names: Mapping[ModelId, str], describe: Describe) -> None:
         self._peer = peer
-        self._names = dict(names)
+        self.names = dict(names)
         self._describe = describe
         self._askers: dict[ModelId, Asker] = {}
         self._describing = trio.Lock()
         self._seen_at_s: dict[ModelId, float] = {}
         peer.discovery.interests.update(names)
 
-    def offers(self) -> list[Offer]:
-        """Those of which any node is known, in order of their names."""
-        found = []
-        for model, name in self._names.items():
-            adverts = self._peer.adverts(model)
-            if adverts:
-                now_s = self._peer.discovery.now_s()
-                layers = layers_of(adverts)
-                seen_at_s = self._seen_at_s.setdefault(model, now_s)
-                found.append(Offer(model, name, layers, health(adverts, layers, now_s), seen_at_s))
-        return sorted(found, key=lambda offer: offer.name)
+    def surveys(self) -> list[ModelSurvey]:
+        """Those models of which any node is known, in order of their names."""
+        found = [survey_of(self._peer, model, name) for model, name in self.names.items()]
+        return sorted((survey for survey in found if survey.adverts), key=lambda survey: survey.name)
+
+    def seen_at_s(self, model: ModelId) -> float:
+        """Unix time at which this was first asked for."""
+        return self._seen_at_s.setdefault(model, self._peer.discovery.now_s())
 
     def find(self, name: str) -> tuple[ModelId, str]:
         """The id and name of the model that `name`, one of the two, stands for. Raises ApiError 404."""
-        for model, known in self._names.items():
+        for model, known in self.names.items():
             if name in (known, model):
                 return model, known
         raise self.unknown(name)
 
     def unknown(self, name: str) -> ApiError:
-        served = ", ".join(offer.name for offer in self.offers()) or "none just now"
+        served = ", ".join(survey.name for survey in self.surveys()) or "none just now"
         message = f"the model {name!r} is not served here; served are: {served}"
         return ApiError(404, message, param="model", code="model_not_found")
 

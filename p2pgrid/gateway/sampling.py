@@ -28,12 +28,23 @@ def stops_of(body: CommonRequest) -> tuple[str, ...]:
     return (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
 
 
-def choices_of(body: CommonRequest, limits: GatewayLimits) -> int:
-    """How many answers. Raises ApiError."""
+def choices_of(body: CommonRequest, prompts: int, limits: GatewayLimits) -> int:
+    """How many answers to each of so many prompts. Raises ApiError."""
     wanted = body.n or 1
-    if wanted > limits.choices_max:
-        raise ApiError(400, f"n is {wanted}: at most {limits.choices_max}", param="n", code="invalid_value")
+    if wanted * prompts > limits.choices_max:
+        message = f"{prompts} prompt(s) with n {wanted}: a request gets at most {limits.choices_max} answers"
+        raise ApiError(400, message, param="n", code="invalid_value")
     return wanted
+
+
+def check_stream_options(body: CommonRequest) -> None:
+    """Raises ApiError where they stand without a stream."""
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options is only for stream: true", param="stream_options", code="invalid_value")
+
+
+def wants_usage(body: CommonRequest) -> bool:
+    return body.stream_options is not None and bool(body.stream_options.include_usage)
 
 
 def _refuse(body: CommonRequest) -> None:

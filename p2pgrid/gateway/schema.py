@@ -12,6 +12,9 @@ from msgspec import Meta
 MESSAGES_MAX = 4096
 STOPS_MAX = 4
 TOP_LOGPROBS_MAX = 20
+COMPLETION_LOGPROBS_MAX = 5
+PROMPT_ITEMS_MAX = 131_072
+"""Prompts, or tokens of one: more than any context, and the body's size is limited besides."""
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -101,6 +104,34 @@ class ChatRequest(CommonRequest, frozen=True, kw_only=True):
     service_tier: Literal["auto", "default"] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+
+
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Prompt = str | TokenId | Annotated[list[TokenId], Meta(min_length=1, max_length=PROMPT_ITEMS_MAX)]
+
+
+class CompletionRequest(CommonRequest, frozen=True, kw_only=True):
+    """The body of `POST /v1/completions`: a text that goes to the model as it stands, to be continued."""
+
+    prompt: str | Annotated[list[Prompt], Meta(min_length=1, max_length=PROMPT_ITEMS_MAX)]
+    """A text, several texts, the token ids of a text, or several lists of them."""
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    """0 only with `echo`."""
+    best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
+    """Only as many as `n`."""
+    echo: bool | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=COMPLETION_LOGPROBS_MAX)] | None = None
+    suffix: Literal[""] | None = None
+
+
+class EmbeddingRequest(Body, frozen=True, kw_only=True):
+    """The body of `POST /v1/embeddings`."""
+
+    model: Name
+    input: str | Annotated[list[Prompt], Meta(min_length=1, max_length=PROMPT_ITEMS_MAX)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Tokens | None = None
+    user: str | None = None
 
 
 # ── what goes out ────────────────────────────────────────────────────────────────────────────────────────
@@ -196,6 +227,28 @@ class ChatChunk(msgspec.Struct, frozen=True):
     choices: list[ChunkChoice]
     usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+
+
+class TextChoice(msgspec.Struct, frozen=True):
+    """An answer, or in a stream more of one."""
+
+    index: int
+    text: str
+    finish_reason: str | None = None
+    logprobs: None = None
+    p2pgrid: HowItCame | msgspec.UnsetType = msgspec.UNSET
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """The answer of `POST /v1/completions`, and each event of a streamed one."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[TextChoice]
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    object: Literal["text_completion"] = "text_completion"
 
 
 class Model(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from p2pgrid.core.recovery import Recovery
 from p2pgrid.errors import NoRoute
 from p2pgrid.gateway import events as events_module
 from p2pgrid.gateway import watch as watch_module
+from p2pgrid.gateway.access import Access
 from p2pgrid.gateway.events import HEARTBEAT_S, Events, EventStream, routes
 from p2pgrid.gateway.faults import ApiError
 from p2pgrid.gateway.gateway import Gateway
@@ -21,7 +22,7 @@ from p2pgrid.ids import ModelId, PeerId
 from p2pgrid.net.memory_transport import MemoryNetwork
 from p2pgrid.node.client import ModelDescription
 from p2pgrid.wire.messages import Hop
-from tests.swarm_kit import MODEL, WHOLE, Life, cut, joined, living
+from tests.swarm_kit import MODEL, WHOLE, Life, cut, joined, living, wall
 
 
 class Listener:
@@ -100,7 +101,7 @@ async def _undescribed(model: ModelId) -> ModelDescription:
 @asynccontextmanager
 async def a_door(network: MemoryNetwork) -> AsyncIterator[Door]:
     async with joined(network, 900) as peer, trio.open_nursery() as tasks:
-        gateway = Gateway(peer, Models(peer, {MODEL: "toy"}, _undescribed))
+        gateway = Gateway(peer, Models(peer, {MODEL: "toy"}, _undescribed), Access(wall))
         events = Events(gateway)
         tasks.start_soon(events.run)
         yield Door(network, gateway, events, tasks)

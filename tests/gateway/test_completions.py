@@ -1,0 +1,49 @@
+"""Completions over HTTP: prompts of every kind, as they stand."""
+
+from typing import Any
+
+from tests.gateway.kit import door
+from tests.toy_model import FIRST_BYTE
+
+IDS = [FIRST_BYTE + byte for byte in b"hello"]
+
+
+def texts(document: Any) -> list[str]:
+    return [choice["text"] for choice in sorted(document["choices"], key=lambda choice: choice["index"])]
+
+
+async def test_texts_and_token_ids_are_continued_alike(autojump_clock: object) -> None:
+    async with door() as here:
+        replies = [await here.complete(prompt=prompt) for prompt in ("hello", ["hello"], IDS, [IDS])]
+    assert [reply.status for reply in replies] == [200] * 4
+    assert len({reply.json["choices"][0]["text"] for reply in replies}) == 1
+    usage = replies[0].json["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (5, 16, 21)
+
+
+async def test_several_prompts_are_answered_in_their_order_each_n_times(autojump_clock: object) -> None:
+    settings: dict[str, Any] = {"max_tokens": 6, "temperature": 0.8, "seed": 3}
+    async with door() as here:
+        one = [(await here.complete(prompt=prompt, n=2, **settings)).json for prompt in ("hello", "world")]
+        both = (await here.complete(prompt=["hello", "world"], n=2, **settings)).json
+    assert texts(both) == texts(one[0]) + texts(one[1])
+    assert len(set(texts(both))) == 4
+    assert both["usage"]["prompt_tokens"] == 10
+
+
+async def test_echo_gives_the_prompt_back_before_the_answer_streamed_or_not(autojump_clock: object) -> None:
+    async with door() as here:
+        plain = (await here.complete(max_tokens=6)).json
+        echoed = (await here.complete(max_tokens=6, echo=True)).json
+        events = (await here.complete(prompt=IDS, max_tokens=6, echo=True, stream=True)).events
+    assert texts(echoed)[0] == "hello" + texts(plain)[0]
+    assert "".join(event["choices"][0]["text"] for event in events) == texts(echoed)[0]
+    assert events[-1]["choices"][0]["finish_reason"] == "length"
+    assert all("usage" not in event for event in events)
+
+
+async def test_more_choices_than_run_at_once_are_answered_all_the_same(autojump_clock: object) -> None:
+    async with door(rows=3) as here:
+        reply = await here.complete(prompt=["hello"] * 20, max_tokens=2)
+    assert len(reply.json["choices"]) == 20
+    assert len(set(texts(reply.json))) == 1
