@@ -125,8 +125,10 @@ class _Now(Collector):
             return
         yield GaugeMetricFamily("p2pgrid_sessions_open", "Sessions on the stage here.", value=worker.sessions_open)
         yield GaugeMetricFamily(
-            "p2pgrid_kv_positions_free", "Positions that new sessions can reserve here.", value=worker.positions_free
+            "p2pgrid_kv_positions_free",
+            "Positions that new sessions can reserve here.",
+            value=worker.room.positions_free,
         )
         yield GaugeMetricFamily(
-            "p2pgrid_kv_positions_max", "Positions that all sessions here can hold.", value=worker.positions_max
+            "p2pgrid_kv_positions_max", "Positions that all sessions here can hold.", value=worker.room.positions_max
         )
