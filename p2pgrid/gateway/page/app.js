@@ -1,7 +1,7 @@
 // The page: which view is shown, the theme, and the swarm's state in every view.
 
 import { showModels, startChat } from "./chat.js";
-import { byId, h, replace } from "./dom.js";
+import { all, byId, h, replace } from "./dom.js";
 import { SwarmMap } from "./map.js";
 import { showModelCards } from "./models.js";
 import { showNode } from "./node.js";
@@ -20,7 +20,7 @@ function showView() {
   const moved = wanted in VIEWS && wanted !== view;
   view = wanted in VIEWS ? wanted : view;
   for (const name of Object.keys(VIEWS)) byId(name).hidden = name !== view;
-  for (const link of document.querySelectorAll("nav a")) {
+  for (const link of all("nav a")) {
     if (link.hash === `#${view}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }

@@ -55,7 +55,7 @@ function open(next) {
 function showTitle() {
   byId("chat-title").textContent = title(chat);
   const earlier = chats.filter((each) => each.messages.length);
-  document.querySelector(".past").hidden = earlier.length < 2 && !(earlier.length === 1 && earlier[0] !== chat);
+  byId("past-choice").hidden = earlier.length < 2 && !(earlier.length === 1 && earlier[0] !== chat);
   replace(byId("past"), h("option", { value: "" }, "Earlier chats"),
     ...earlier.filter((each) => each !== chat).map((each) => h("option", { value: each.id }, title(each))));
   byId("past").value = "";
@@ -79,7 +79,9 @@ async function ask() {
   const model = byId("model").value;
   byId("question").value = "";
   fitQuestion();
+  /** @type {import("./chats.js").Message[]} */
   const messages = [...chat.messages, { role: "user", content }];
+  /** @type {import("./chats.js").Message} */
   const answer = { role: "assistant", content: "" };
   chat.messages = [...messages, answer];
   showTitle();

@@ -32,10 +32,8 @@ function fill(element, props, children) {
 /** @param {string} id @returns {any} */
 export const byId = (id) => document.getElementById(id);
 
-/** An icon of the page's own. */
-export function icon(name) {
-  return s("svg", { "aria-hidden": "true" }, s("use", { href: `#i-${name}` }));
-}
+/** @param {string} selector @returns {any[]} */
+export const all = (selector) => [...document.querySelectorAll(selector)];
 
 /** Told to screen readers, shown to nobody. */
 export function say(text) {

@@ -58,6 +58,7 @@ function withoutEmptyRows(placed) {
 export function coverage(spans, layers) {
   const counts = new Array(layers).fill(0);
   for (const [start, stop] of spans) for (let i = start; i < Math.min(stop, layers); i++) counts[i]++;
+  /** @type {{span: Span, holders: number}[]} */
   const runs = [];
   for (let layer = 0; layer < layers; layer++) {
     const last = runs.at(-1);

@@ -1,26 +1,20 @@
-// The map: layers from left to right, nodes as bars over the layers that they hold, links, and tokens on their way.
+// The map: layers from left to right, and nodes as bars over the layers that they hold.
 
 import { hueOf } from "./colours.js";
-import { h, s } from "./dom.js";
-import { coverage, place, SIZES, sizeFor, ticks, wire } from "./layout.js";
+import { h } from "./dom.js";
+import { Flow } from "./flow.js";
+import { coverage, place, SIZES, sizeFor, ticks } from "./layout.js";
 import { store } from "./store.js";
-import { digits, ms, short, span } from "./words.js";
+import { digits, short, span } from "./words.js";
 
 const LEAVING_MS = 1400;
-const PULSE_MS = 700;
-const PULSE_EVERY_MS = 160;
-const LABELS_MAX = 30;
-/** Up to so many, links are drawn that could be and are not yet. */
-const POSSIBLE_MAX = 40;
+const NARROW_PX = 560;
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class SwarmMap {
   #placed = new Map();
   #bars = new Map();
-  #paths = new Map();
-  #tokens = new Map();
   #drawn = {};
-  #pulsed = new Map();
   #model = null;
   #width = 0;
   #size = SIZES.roomy;
@@ -30,18 +24,17 @@ export class SwarmMap {
    * @param {HTMLElement} host
    * @param {{small?: boolean, pick?: (peer: string | null) => void}} options `small` = without words
    */
-  constructor(host, { small = false, pick = () => {} } = {}) {
+  constructor(host, { small = false, pick = (_) => {} } = {}) {
     this.small = small;
     this.pick = pick;
     this.picked = null;
     this.axis = h("div", { class: "axis", "aria-hidden": "true" });
     this.cover = h("div", { class: "cover", "aria-hidden": "true" });
-    this.links = s("svg", { class: "links", "aria-hidden": "true" });
-    this.labels = h("div", { class: "labels", "aria-hidden": "true" });
+    this.flow = new Flow(small);
     this.gaps = h("div", { class: "gaps" });
     this.list = h("ul", { class: "bars", "aria-label": "Nodes by their layers" });
-    this.pulses = h("div", { class: "pulses", "aria-hidden": "true" });
-    this.field = h("div", { class: "field" }, this.links, this.gaps, this.list, this.labels, this.pulses);
+    const { links, labels, pulses } = this.flow;
+    this.field = h("div", { class: "field" }, links, this.gaps, this.list, labels, pulses);
     this.waiting = h("p", { class: "waiting" });
     this.root = h("div", { class: small ? "map small" : "map" }, this.axis, this.cover, this.field, this.waiting);
     host.append(this.root);
@@ -56,16 +49,22 @@ export class SwarmMap {
     this.#model = model;
     const facts = store.models[model];
     const layers = facts?.layers ?? 0;
+    this.root.hidden = layers === 0;
+    if (layers === 0) this.#forget();
     const now = { nodes: store.nodes, models: store.models, width: this.field.clientWidth };
+    if (now.width === 0) return; // nobody sees it
     if (Object.keys(now).some((part) => now[part] !== this.#drawn[part])) this.#drawAll(facts, layers, now);
     this.#tellLoads();
-    this.#light(layers);
+    const sessions = Object.entries(store.sessions).filter(([, session]) => session.model === model);
+    const lit = new Set(sessions.flatMap(([, { route }]) => route.map(({ peer }) => peer)));
+    for (const [peer, bar] of this.#bars) bar.classList.toggle("lit", lit.has(peer));
+    this.flow.light(sessions);
   }
 
   #drawAll(facts, layers, now) {
     this.#drawn = now;
     this.#width = now.width;
-    this.#pad = this.small ? 12 : this.#width < 560 ? 14 : 58;
+    this.#pad = this.small ? 12 : this.#width < NARROW_PX ? 14 : 58;
     const nodes = store.nodesOf(this.#model);
     const held = nodes.filter(([, node]) => node.span);
     this.#placed = place(held.map(([peer, node]) => [peer, node.span]), this.#placed);
@@ -74,12 +73,15 @@ export class SwarmMap {
     this.#size = SIZES[sizeName];
     this.root.dataset.size = sizeName;
     this.field.style.setProperty("height", `${lanes * this.#size.lane + 6}px`);
-    this.root.hidden = layers === 0;
-    if (layers === 0 || this.#width === 0) return;
     this.#drawAxis(held, layers);
     this.#drawBars(held, layers);
     this.#drawGaps(facts.missing, layers);
-    this.#drawLinks(held, layers);
+    this.flow.draw(held, layers, {
+      width: this.#width,
+      height: this.field.clientHeight,
+      bar: this.#size.bar,
+      box: (peer) => (this.#placed.has(peer) ? this.#box(peer, layers) : null),
+    });
     this.#drawWaiting(nodes.filter(([, node]) => !node.span));
   }
 
@@ -98,7 +100,6 @@ export class SwarmMap {
   #forget() {
     this.#placed = new Map();
     this.#bars = new Map();
-    this.#tokens = new Map();
     this.#drawn = {};
     this.list.replaceChildren();
   }
@@ -109,7 +110,7 @@ export class SwarmMap {
 
   #box(peer, layers) {
     const { lane, span: [start, stop] } = this.#placed.get(peer);
-    const apart = this.small ? 4 : this.#width < 560 ? 5 : 11;
+    const apart = this.small ? 4 : this.#width < NARROW_PX ? 5 : 11;
     const left = this.#x(start, layers) + apart;
     const width = Math.max(4, this.#x(stop, layers) - apart - left);
     const top = lane * this.#size.lane + 4;
@@ -153,7 +154,7 @@ export class SwarmMap {
 
   #drawBars(held, layers) {
     const here = new Set();
-    for (const [peer, node] of held) {
+    for (const [peer] of held) {
       here.add(peer);
       let bar = this.#bars.get(peer);
       if (!bar) {
@@ -211,111 +212,4 @@ export class SwarmMap {
     if (this.picked === peer) this.pick(null);
     setTimeout(() => bar.remove(), calm.matches ? 0 : LEAVING_MS);
   }
-
-  // ── links ──
-
-  #drawLinks(held, layers) {
-    const edges = [];
-    for (const [from, a] of held) {
-      for (const [to, b] of held) {
-        if (a.span[1] !== b.span[0]) continue;
-        edges.push({ from, to, delay: a.delays_ms[to] ?? b.delays_ms[from] });
-      }
-    }
-    const ends = [];
-    for (const [peer, { span: [start, stop], rtt_ms: rtt }] of held) {
-      if (rtt !== null && start === 0) ends.push({ to: peer, delay: rtt / 2 });
-      if (rtt !== null && stop === layers) ends.push({ from: peer, delay: rtt / 2 });
-    }
-    const all = [...edges.filter(({ delay }) => delay !== undefined || edges.length <= POSSIBLE_MAX), ...ends];
-    this.links.setAttribute("viewBox", `0 0 ${this.#width} ${this.field.clientHeight}`);
-    const paths = new Map();
-    for (const { from, to, delay } of all) {
-      const name = edgeName(from, to);
-      const path = this.#paths.get(name) ?? s("path");
-      path.setAttribute("d", this.#wire(from, to, layers));
-      path.classList.toggle("possible", delay === undefined);
-      paths.set(name, path);
-    }
-    this.#paths = paths;
-    const gateway = [5, this.#width - 5].map((x) => s("circle", { cx: x, cy: this.field.clientHeight / 2, r: 3.5 }));
-    this.links.replaceChildren(...paths.values(), ...gateway);
-    const measured = all.filter(({ delay }) => delay !== undefined);
-    this.#drawLabels(this.small || this.#width < 560 || measured.length > LABELS_MAX ? [] : measured, layers);
-  }
-
-  /** Between two nodes, or from and to the gateway, which is at both sides of the map. */
-  #wire(from, to, layers) {
-    return wire(...this.#ends(from, to, layers));
-  }
-
-  #ends(from, to, layers) {
-    const a = from && this.#box(from, layers);
-    const b = to && this.#box(to, layers);
-    const gateway = this.field.clientHeight / 2;
-    return [a ? [a.right, a.middle] : [5, gateway], b ? [b.left, b.middle] : [this.#width - 5, gateway]];
-  }
-
-  #drawLabels(edges, layers) {
-    /** @type {Map<string, {x: number, y: number, delays: number[]}>} */
-    const places = new Map();
-    for (const { from, to, delay } of edges) {
-      const [[ax, ay], [bx, by]] = this.#ends(from, to, layers);
-      const level = Math.abs(ay - by) < 2 && from && to;
-      const x = Math.round((ax + bx) / 2);
-      const y = Math.round((ay + by) / 2 + (level ? this.#size.bar / 2 + 11 : 0));
-      const found = places.get(`${x} ${y}`) ?? { x, y, delays: [] };
-      found.delays.push(delay);
-      places.set(`${x} ${y}`, found);
-    }
-    this.labels.replaceChildren(
-      ...[...places.values()].map(({ x, y, delays }) =>
-        h("span", { style: { left: `${x}px`, top: `${y}px` } }, between(Math.min(...delays), Math.max(...delays))),
-      ),
-    );
-  }
-
-  // ── tokens on their way ──
-
-  #light(layers) {
-    const sessions = Object.entries(store.sessions).filter(([, session]) => session.model === this.#model);
-    const lit = new Set();
-    const edges = new Set();
-    for (const [id, { route, tokens }] of sessions) {
-      const peers = route.map(({ peer }) => peer);
-      for (const peer of peers) lit.add(peer);
-      for (let i = 0; i <= peers.length; i++) edges.add(edgeName(peers[i - 1], peers[i]));
-      if (peers.length && peers.every((peer) => this.#placed.has(peer)) && tokens > (this.#tokens.get(id) ?? 0)) {
-        this.#pulse(id, peers, layers);
-      }
-    }
-    this.#tokens = new Map(sessions.map(([id, { tokens }]) => [id, tokens]));
-    for (const [peer, bar] of this.#bars) bar.classList.toggle("lit", lit.has(peer));
-    for (const [name, path] of this.#paths) path.classList.toggle("lit", edges.has(name));
-  }
-
-  #pulse(id, peers, layers) {
-    const now = performance.now();
-    if (calm.matches || document.hidden || now - (this.#pulsed.get(id) ?? 0) < PULSE_EVERY_MS) return;
-    this.#pulsed.set(id, now);
-    const parts = peers.map((peer, i) => {
-      const { right, middle } = this.#box(peer, layers);
-      return `${this.#wire(peers[i - 1], peer, layers).replace("M", i ? "L" : "M")}L${right} ${middle}`;
-    });
-    const path = parts.join("") + this.#wire(peers.at(-1), undefined, layers).replace("M", "L");
-    const dot = h("i", { class: "pulse", style: { "offset-path": `path("${path}")` } });
-    this.pulses.append(dot);
-    const run = dot.animate(
-      [{ offsetDistance: "0%", opacity: 0 }, { opacity: 1, offset: 0.08 }, { opacity: 1, offset: 0.92 },
-        { offsetDistance: "100%", opacity: 0 }],
-      { duration: PULSE_MS, easing: "linear" },
-    );
-    run.onfinish = () => dot.remove();
-  }
-}
-
-const edgeName = (from, to) => `${from ?? ""}>${to ?? ""}`;
-
-function between(least, most) {
-  return digits(least) === digits(most) ? ms(least) : `${digits(least)}–${ms(most)}`;
 }

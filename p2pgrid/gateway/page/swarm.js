@@ -1,7 +1,7 @@
 // The view of the swarm: the map or a table of the same, details of one node, and what happened.
 
 import { hueOf } from "./colours.js";
-import { byId, h, replace } from "./dom.js";
+import { all, byId, h, replace } from "./dom.js";
 import { SwarmMap } from "./map.js";
 import { store } from "./store.js";
 import { and, count, digits, duration, ms, sentence, short, span } from "./words.js";
@@ -15,9 +15,9 @@ let map;
 
 export function startSwarm() {
   map = new SwarmMap(byId("map"), { pick: (peer) => { map.mark(peer); showDetails(); } });
-  for (const button of document.querySelectorAll("[data-shape]")) button.onclick = () => setShape(button.dataset.shape);
+  for (const button of all("[data-shape]")) button.onclick = () => setShape(button.dataset.shape);
   byId("swarm-model").onchange = (event) => { chosen = event.target.value; showSwarm(); };
-  store.addEventListener("change", (event) => tellChanges(event.detail));
+  store.addEventListener("change", (/** @type {any} */ event) => tellChanges(event.detail));
 }
 
 export function showSwarm() {
@@ -37,7 +37,7 @@ export function showSwarm() {
 
 function setShape(next) {
   shape = next;
-  for (const button of document.querySelectorAll("[data-shape]")) {
+  for (const button of all("[data-shape]")) {
     button.setAttribute("aria-pressed", String(button.dataset.shape === shape));
   }
   byId("map-card").hidden = shape !== "map";
