@@ -132,7 +132,8 @@ def _nobody_is_shut_out(page: Page) -> None:
         page.set_viewport_size({"width": width, "height": 800})
         for view in VIEWS:
             page.click(f'nav a[href="#{view}"]')
-            faults = Axe().run(page).response["violations"]
+            options = {"runOnly": ["color-contrast"]} if theme == "dark" else {}
+            faults = Axe().run(page, options=options).response["violations"]
             serious = [(fault["id"], fault["nodes"][0]["html"]) for fault in faults if fault["impact"] != "minor"]
             assert serious == [], f"{view}, {theme}, {width} pixels"
             assert page.evaluate("document.documentElement.scrollWidth") == width, view

@@ -3,7 +3,7 @@
 import { request } from "./api.js";
 import { readEvents } from "./sse.js";
 
-const AGAIN_MS = [300, 1000, 3000];
+const AGAIN_MS = [300, 1000, 3000, 3000, 3000, 10_000];
 const MEASURED_S = 0.5;
 
 /**
