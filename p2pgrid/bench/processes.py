@@ -43,7 +43,14 @@ class Crew:
 
     async def start_node(self, model: str, span: Span) -> Member:
         """A full node with these layers; does not wait for it."""
-        command = ["node", "--model", model, "--layers", str(span), *LISTEN, *self._joining()]
+        return await self._start_node(model, "--layers", str(span))
+
+    async def start_free_node(self, model: str, span_max: int) -> Member:
+        """The same with the layers that it chooses, then and later."""
+        return await self._start_node(model, "--span-max", str(span_max))
+
+    async def _start_node(self, model: str, *layers: str) -> Member:
+        command = ["node", "--model", model, *layers, *LISTEN, *self._joining()]
         member = await start_member(f"node-{len(self.members)}", command, self._directory)
         self.members.append(member)
         return member

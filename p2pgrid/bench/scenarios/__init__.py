@@ -8,6 +8,7 @@ from p2pgrid.bench.scenarios import (
     discovery,
     drain,
     formats,
+    heal,
     hop,
     links,
     memory,
@@ -36,5 +37,6 @@ ALL: tuple[Named, ...] = (
     speculation.SCENARIO,
     recovery.SCENARIO,
     drain.SCENARIO,
+    heal.SCENARIO,
     churn.SCENARIO,
 )

@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -26,6 +26,7 @@ PROMPTS = (
     "Of all the things that a small model can say,",
 )
 SYSTEM = "swarm"
+FINISHED_SHARE_MIN = 0.995
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Plan:
 
 
 FULL = Plan(length_s=120.0, every_s=5.0, clients=4)
+"""Of each repeat."""
 QUICK = Plan(length_s=12.5, every_s=2.5, clients=2)
 
 
@@ -104,7 +106,7 @@ def whom_to_kill(spans: Mapping[str, Span], rng: random.Random) -> str | None:
 
 async def run(bench: Bench) -> None:
     options = bench.options
-    plan = QUICK if options.quick else FULL
+    plan = QUICK if options.quick else replace(FULL, length_s=FULL.length_s * options.repeat)
     description = await describe_model(model_store(), options.model)
     spans = spans_of(description.manifest.layers, options.nodes)
     tally = Tally()
@@ -115,6 +117,8 @@ async def run(bench: Bench) -> None:
         bench.note(crew.last_note())
     finally:
         tally.keep(bench)
+        bench.require("finished_share", SYSTEM, at_least=FINISHED_SHARE_MIN)
+        bench.require("equal_share", SYSTEM, at_least=1.0)
     bench.note(
         f"{len(spans)} stages, {REPLICAS} nodes each; for {plan.length_s:.0f} s, every {plan.every_s:g} s, a node is"
         f" killed or one takes its place; {plan.clients} clients ask for {ANSWER_TOKENS} tokens each time"
