@@ -15,6 +15,7 @@ import structlog
 from cyclopts import App, CycloptsError
 
 from p2pgrid import __version__
+from p2pgrid.cli.commands import COMMANDS, GROUPS, CommandList
 from p2pgrid.cli.console import say
 from p2pgrid.errors import BadInput, P2pgridError
 
@@ -25,27 +26,12 @@ app = App(
     version=__version__,
     help="Idle machines as one peer-to-peer inference network. Start with: p2pgrid swarm --nodes 3 --keep",
     help_format="plaintext",
+    help_formatter=CommandList(),
     suppress_keyboard_interrupt=False,  # `run` turns it into a line and a status
 )
-COMMANDS = (
-    "swarm",
-    "generate",
-    "chat",
-    "node",
-    "serve",
-    "drain",
-    "bootstrap",
-    "status",
-    "top",
-    "doctor",
-    "score",
-    "sim",
-)
-for _name in COMMANDS:
-    app.command(f"p2pgrid.cli.{_name}:{_name}", name=_name)
-app.command("p2pgrid.cli.models:app", name="models")
-app.command("p2pgrid.cli.keys:app", name="keys")
-app.command("p2pgrid.cli.bench:app", name="bench")
+for _place, _name in enumerate(COMMANDS):
+    _what = "app" if _name in GROUPS else _name
+    app.command(f"p2pgrid.cli.{_name}:{_what}", name=_name, sort_key=_place)
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -31,8 +31,8 @@ def top(
 ) -> None:
     """Watch the swarm: its models, the nodes with their layers, tokens a second, queues, KV use, links; until Ctrl-C.
 
-    With --json, or where there is no terminal, it looks once. Whether models can be used is also an exit status: see
-    p2pgrid status.
+    With --json, or where there is no terminal, it looks once. Only `status` tells by its exit status whether models
+    can be used.
 
     Example: p2pgrid top --bootstrap /ip4/127.0.0.1/tcp/4001/p2p/12D3Koo…
     """

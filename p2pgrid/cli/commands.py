@@ -1,0 +1,44 @@
+"""The commands by name, with what each does in a line: `p2pgrid --help` need not import them to say it."""
+
+from typing import TYPE_CHECKING
+
+from cyclopts.help import DefaultFormatter
+
+if TYPE_CHECKING:
+    from cyclopts.help import HelpEntry, HelpPanel
+    from rich.console import Console, ConsoleOptions
+
+COMMANDS = {
+    "swarm": "a whole network on this machine, to try it",
+    "generate": "ask a model once",
+    "chat": "talk with a model",
+    "score": "how likely a model finds a text",
+    "node": "serve some layers of a model",
+    "drain": "have a node leave in good order",
+    "bootstrap": "a peer through which others join",
+    "serve": "answer OpenAI's clients and browsers",
+    "keys": "who may use a gateway",
+    "models": "get models onto this machine, see them, remove them",
+    "status": "whether models can be used, and why not",
+    "top": "watch the swarm",
+    "doctor": "is this machine fit, and what to do if not",
+    "bench": "measure",
+    "sim": "a whole swarm in memory, from a seed",
+    "completion": "have a shell complete commands",
+}
+GROUPS = ("models", "keys", "bench")
+"""Those that have commands of their own."""
+
+
+class CommandList(DefaultFormatter):
+    """Help as usual, but for what it says of the commands above."""
+
+    def __call__(self, console: "Console", options: "ConsoleOptions", panel: "HelpPanel") -> None:
+        if panel.format == "command":
+            panel.entries = [_summarised(entry) for entry in panel.entries]
+        super().__call__(console, options, panel)
+
+
+def _summarised(entry: "HelpEntry") -> "HelpEntry":
+    name = next(iter(entry.names), "")
+    return entry.copy(description=COMMANDS[name]) if name in COMMANDS else entry
