@@ -1,5 +1,6 @@
 """The life of one session at a stage, epoch after epoch: its client may move it to another route at any time."""
 
+import contextlib
 from dataclasses import dataclass
 
 import structlog
@@ -122,6 +123,8 @@ class Session:
         """One epoch, until it is cancelled."""
         seat, machine, here = self.seat, self.seat.machine, self._here
         await self._link_onward()
+        if self._suspended:
+            await self._link_back()
         if not seat.entered and not seat.deaf:
             await here.prefixes.fill(machine, seat.row)
             here.loop.enter(seat)
@@ -133,6 +136,13 @@ class Session:
         while True:
             await self._woken()
             await self._send_waiting()
+
+    async def _link_back(self) -> None:
+        """Whoever will send steps here need not dial then."""
+        machine = self.seat.machine
+        before = machine.opening.route[machine.hop - 1]
+        with contextlib.suppress(PeerUnavailable):
+            await self._here.links.connect(Contact(before.peer, before.addresses))
 
     async def _link_onward(self) -> None:
         machine = self.seat.machine

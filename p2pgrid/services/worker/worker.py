@@ -92,7 +92,8 @@ class Worker:
         with self._patience:
             async with trio.open_nursery() as givers:
                 for session in self._sessions.values():
-                    givers.start_soon(self._hand_over, session, replicas)
+                    if not session.seat.machine.opening.relayed:  # those have one route
+                        givers.start_soon(self._hand_over, session, replicas)
                 await self._wait_idle()
                 givers.cancel_scope.cancel()
         for session in list(self._sessions.values()):
