@@ -119,6 +119,18 @@ class Tokenizer:
             raise BadInput(f"no such token: {token}; the model has {self.vocab}")
         return self._bytes[token]
 
+    def name_of(self, token: int) -> str:
+        r"""What stands for a token where one is shown by itself, of each its own.
+
+        Its text, a control token's name, or `bytes:\xe2\x80` for parts of characters. Raises BadInput when there is no
+        such token.
+        """
+        data = self.bytes_of(token)
+        try:
+            return data.decode() if data else self._data.tokens[token]
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
     def _encode(self, text: str, special: bool, mark: str) -> list[int]:
         ids: list[int] = []
         pieces = self._cut.split(text) if special and self._cut else [text]

@@ -12,17 +12,27 @@ from p2pgrid.gateway.faults import ApiError, as_api_error, too_busy
 from p2pgrid.gateway.gateway import Gateway
 from p2pgrid.gateway.schema import HowItCame, PromptDetails, Recovered, RouteHop, Usage
 from p2pgrid.ids import ModelId
-from p2pgrid.node.answer import Answer, Piece, Session
-from p2pgrid.node.request import Asker, Request
+from p2pgrid.node.answer import Answer, Piece, ScoredText, Session, TokenInfo
+from p2pgrid.node.request import Asker, Request, TokenIds
 
 Tell = Callable[["Event"], None]
 
 
 @dataclass(frozen=True)
+class Done:
+    """A complete answer, its tokens, and what its prompt scored if that was asked for."""
+
+    answer: Answer
+    tokens: Sequence[TokenInfo]
+    scored: ScoredText | None = None
+
+
+@dataclass(frozen=True)
 class Opened:
-    """Every stage has taken the session of choice `index`."""
+    """Every stage has taken the session of choice `index`; its prompt was scored, if that was asked for."""
 
     index: int
+    scored: ScoredText | None
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class Ended:
     """Choice `index` is complete."""
 
     index: int
-    answer: Answer
+    done: Done
 
 
 Event = Opened | Said | Ended
@@ -61,6 +71,10 @@ class Asked:
     """Unix seconds."""
     per_prompt: int = 1
     """So many requests, one after another, have a prompt in common."""
+    score_top: int | None = None
+    """Score the prompts too, with so many of the likeliest tokens at each place."""
+    answers: bool = True
+    """Without it the prompts alone are wanted, scored or only given back."""
 
     @property
     def fingerprint(self) -> str:
@@ -82,23 +96,31 @@ async def answer_all(gateway: Gateway, asked: Asked, tell: Tell) -> None:
             running.opened(session)
             asked.caller.use_tokens(asked.prompt_tokens[index])
             metrics.prompt_taken(asked.prompt_tokens[index])
-            tell(Opened(index))
+            tell(Opened(index, scored))
 
         def show(piece: Piece) -> None:
             if piece.token is not None:
+                tokens.append(piece.token)
                 before_s = running.last_token_s
                 running.token()
                 asked.caller.use_tokens(1)
                 metrics.token_came(before_s, running)
             tell(Said(index, piece))
 
+        tokens: list[TokenInfo] = []
         async with room:
-            with gateway.activity.begin(asked.id, asked.model) as running:
-                try:
-                    found = await asked.asker.over_swarm(gateway.peer, request, show, opened)
-                finally:
-                    metrics.recovered(len(running.recoveries))
-        tell(Ended(index, found))
+            scored = await _score(gateway, asked, index)
+            if asked.answers:
+                with gateway.activity.begin(asked.id, asked.model) as running:
+                    try:
+                        found = await asked.asker.over_swarm(gateway.peer, request, show, opened)
+                    finally:
+                        metrics.recovered(len(running.recoveries))
+            else:
+                asked.caller.use_tokens(asked.prompt_tokens[index])
+                found = Answer(asked.prompt_tokens[index], finish_reason="length")
+                tell(Opened(index, scored))
+        tell(Ended(index, Done(found, tokens, scored)))
 
     async def try_to_answer(index: int, request: Request) -> None:
         try:
@@ -112,6 +134,16 @@ async def answer_all(gateway: Gateway, asked: Asked, tell: Tell) -> None:
             tasks.start_soon(try_to_answer, index, request)
     if failed:
         raise as_api_error(failed[0])
+
+
+async def _score(gateway: Gateway, asked: Asked, index: int) -> ScoredText | None:
+    """Of the prompt of choice `index`, if that is wanted; there is nothing to score in one of a single token."""
+    if asked.score_top is None:
+        return None
+    ids = tuple(asked.asker.prompt_ids(asked.requests[index]))
+    if len(ids) == 1:
+        return ScoredText([*ids], [], [], [()])
+    return await asked.asker.score_over_swarm(gateway.peer, TokenIds(ids), asked.score_top)
 
 
 async def while_client_is_there(gateway: Gateway, receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
@@ -144,8 +176,9 @@ async def while_client_is_there(gateway: Gateway, receive: Receive, work: Callab
         raise failed[0]
 
 
-def usage_of(asked: Asked, answers: Sequence[Answer]) -> Usage:
+def usage_of(asked: Asked, done: Sequence[Done]) -> Usage:
     """A prompt counts once, however many choices there are."""
+    answers = [each.answer for each in done]
     prompts = answers[:: asked.per_prompt]
     prompt = sum(answer.prompt_tokens for answer in prompts)
     completion = sum(len(answer.token_ids) for answer in answers)

@@ -11,12 +11,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from p2pgrid.errors import P2pgridError
-from p2pgrid.gateway import chat, completions, embeddings, events, health, page
+from p2pgrid.gateway import chat, completions, embeddings, events, health, openapi, page
 from p2pgrid.gateway.entrance import Entrance
 from p2pgrid.gateway.faults import ApiError, on_api_error, on_defect, on_http_error, on_own_error
 from p2pgrid.gateway.gateway import Gateway
 
-PARTS = (chat, completions, embeddings, health)
+PARTS = (chat, completions, embeddings, health, openapi)
 
 
 def make_app(gateway: Gateway, stream: events.Events) -> ASGIApp:

@@ -7,10 +7,11 @@ from starlette.requests import Request as HttpRequest
 from starlette.routing import Route
 
 from p2pgrid.gateway.access import Caller
-from p2pgrid.gateway.answering import Asked, Ended, Event, Opened, Said, how_it_came, usage_of
+from p2pgrid.gateway.answering import Asked, Done, Ended, Event, Opened, Said, how_it_came, usage_of
 from p2pgrid.gateway.bodies import read_json
-from p2pgrid.gateway.faults import unsupported
+from p2pgrid.gateway.faults import ApiError
 from p2pgrid.gateway.gateway import Gateway
+from p2pgrid.gateway.logprobs import chat_logprobs
 from p2pgrid.gateway.replies import StreamedReply, WholeReply
 from p2pgrid.gateway.sampling import check_stream_options, choices_of, sampling_of, stops_of, wants_usage
 from p2pgrid.gateway.schema import (
@@ -18,6 +19,7 @@ from p2pgrid.gateway.schema import (
     Chat,
     ChatChoice,
     ChatChunk,
+    ChatLogprobs,
     ChatMessage,
     ChatRequest,
     ChunkChoice,
@@ -26,7 +28,7 @@ from p2pgrid.gateway.schema import (
     DeveloperMessage,
     Usage,
 )
-from p2pgrid.node.answer import Answer
+from p2pgrid.node.answer import TokenInfo
 from p2pgrid.node.request import Chat as Conversation
 from p2pgrid.node.request import ChatMessage as Turn
 from p2pgrid.node.request import Request, TokenIds
@@ -38,15 +40,15 @@ def routes(gateway: Gateway) -> list[Route]:
         body = await read_json(request, ChatRequest, gateway.limits)
         asked = await _asked(gateway, body, caller)
         reply = StreamedReply if body.stream else WholeReply
-        return reply(gateway, asked, ChatShape(wants_usage(body)))
+        return reply(gateway, asked, ChatShape(wants_usage(body), bool(body.logprobs)))
 
     return [Route("/v1/chat/completions", chat, methods=["POST"])]
 
 
 async def _asked(gateway: Gateway, body: ChatRequest, caller: Caller) -> Asked:
     """Raises ApiError or BadInput for all that can be known before anybody is asked."""
-    if body.logprobs or body.top_logprobs:
-        raise unsupported("logprobs", "answers come without them")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
     check_stream_options(body)
     model, name = gateway.models.find(body.model)
     asker = await gateway.models.asker(model)
@@ -60,6 +62,7 @@ async def _asked(gateway: Gateway, body: ChatRequest, caller: Caller) -> Asked:
             sampling=sampling_of(body, choice),
             stop=stops_of(body),
             cache_scope=caller.id,
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
         for choice in range(choices)
     ]
@@ -93,32 +96,39 @@ def _role(message: ChatMessage) -> str:
 class ChatShape:
     """See `replies.Shape`."""
 
-    def __init__(self, usage: bool) -> None:
+    def __init__(self, usage: bool, logprobs: bool) -> None:
         self._usage = usage
+        self._logprobs = logprobs
 
-    def whole(self, asked: Asked, answers: Sequence[Answer]) -> msgspec.Struct:
-        choices = [
-            ChatChoice(index, AnswerMessage(answer.text), answer.finish_reason, how_it_came(answer))
-            for index, answer in enumerate(answers)
-        ]
-        return Chat(asked.id, asked.created, asked.name, asked.fingerprint, choices, usage_of(asked, answers))
+    def whole(self, asked: Asked, done: Sequence[Done]) -> msgspec.Struct:
+        choices = []
+        for index, each in enumerate(done):
+            answer, logprobs = each.answer, self._logprobs_of(asked, each.tokens)
+            message = AnswerMessage(answer.text)
+            choices.append(ChatChoice(index, message, answer.finish_reason, how_it_came(answer), logprobs))
+        return Chat(asked.id, asked.created, asked.name, asked.fingerprint, choices, usage_of(asked, done))
 
     def chunks(self, asked: Asked, events: Sequence[Event]) -> Iterable[msgspec.Struct]:
         for index in sorted({event.index for event in events}):
             own = [event for event in events if event.index == index]
             text = "".join(event.piece.text for event in own if isinstance(event, Said))
+            tokens = [event.piece.token for event in own if isinstance(event, Said) and event.piece.token is not None]
+            logprobs = self._logprobs_of(asked, tokens) if tokens else None
             if isinstance(own[0], Opened):
-                yield self._chunk(asked, [ChunkChoice(index, Delta("assistant", text))])
-            elif text:
-                yield self._chunk(asked, [ChunkChoice(index, Delta(content=text))])
+                yield self._chunk(asked, [ChunkChoice(index, Delta("assistant", text), logprobs=logprobs)])
+            elif text or logprobs is not None:
+                yield self._chunk(asked, [ChunkChoice(index, Delta(content=text), logprobs=logprobs)])
             if isinstance(own[-1], Ended):
-                answer = own[-1].answer
+                answer = own[-1].done.answer
                 how = how_it_came(answer)
                 yield self._chunk(asked, [ChunkChoice(index, Delta(), answer.finish_reason, p2pgrid=how)])
 
-    def last_chunks(self, asked: Asked, answers: Sequence[Answer]) -> Iterable[msgspec.Struct]:
+    def last_chunks(self, asked: Asked, done: Sequence[Done]) -> Iterable[msgspec.Struct]:
         if self._usage:
-            yield self._chunk(asked, [], usage_of(asked, answers))
+            yield self._chunk(asked, [], usage_of(asked, done))
+
+    def _logprobs_of(self, asked: Asked, tokens: Sequence[TokenInfo]) -> ChatLogprobs | None:
+        return chat_logprobs(tokens, asked.asker.tokenizer) if self._logprobs else None
 
     def _chunk(self, asked: Asked, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatChunk:
         shown = usage if self._usage else msgspec.UNSET

@@ -7,14 +7,15 @@ from starlette.requests import Request as HttpRequest
 from starlette.routing import Route
 
 from p2pgrid.gateway.access import Caller
-from p2pgrid.gateway.answering import Asked, Ended, Event, Opened, Said, how_it_came, usage_of
+from p2pgrid.gateway.answering import Asked, Done, Ended, Event, Opened, Said, how_it_came, usage_of
 from p2pgrid.gateway.bodies import read_json
 from p2pgrid.gateway.faults import ApiError, unsupported
 from p2pgrid.gateway.gateway import Gateway
+from p2pgrid.gateway.logprobs import joined, prompt_logprobs, text_logprobs
 from p2pgrid.gateway.replies import StreamedReply, WholeReply
 from p2pgrid.gateway.sampling import check_stream_options, choices_of, sampling_of, stops_of, wants_usage
-from p2pgrid.gateway.schema import Completion, CompletionRequest, TextChoice, Usage
-from p2pgrid.node.answer import Answer
+from p2pgrid.gateway.schema import Completion, CompletionRequest, TextChoice, TextLogprobs, Usage
+from p2pgrid.node.answer import ScoredText, TokenInfo
 from p2pgrid.node.request import Asker, Request, TokenIds
 
 TOKENS_DEFAULT = 16
@@ -28,7 +29,7 @@ def routes(gateway: Gateway) -> list[Route]:
         asked, prompts = await _asked(gateway, body, caller)
         echoed = [asked.asker.tokenizer.decode(ids) for ids in prompts] if body.echo else [""] * len(prompts)
         reply = StreamedReply if body.stream else WholeReply
-        return reply(gateway, asked, CompletionShape(echoed, wants_usage(body)))
+        return reply(gateway, asked, CompletionShape(echoed, wants_usage(body), body.logprobs is not None))
 
     return [Route("/v1/completions", complete, methods=["POST"])]
 
@@ -36,13 +37,12 @@ def routes(gateway: Gateway) -> list[Route]:
 async def _asked(gateway: Gateway, body: CompletionRequest, caller: Caller) -> tuple[Asked, list[tuple[int, ...]]]:
     """And the token ids of the prompts. Raises ApiError or BadInput for all that is known without asking anybody."""
     check_stream_options(body)
-    if body.logprobs is not None:
-        raise unsupported("logprobs", "answers come without them")
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise unsupported("best_of", "answers are not compared; leave it out, or give as many as n")
     max_tokens = TOKENS_DEFAULT if body.max_tokens is None else body.max_tokens
-    if max_tokens == 0:
-        raise ApiError(400, "max_tokens is 0: ask for at least 1", param="max_tokens", code="invalid_value")
+    if max_tokens == 0 and not body.echo:
+        message = "max_tokens is 0: ask for at least 1, or have the prompt given back with echo"
+        raise ApiError(400, message, param="max_tokens", code="invalid_value")
     model, name = gateway.models.find(body.model)
     asker = await gateway.models.asker(model)
     prompts = prompts_of(body.prompt, asker)
@@ -50,10 +50,11 @@ async def _asked(gateway: Gateway, body: CompletionRequest, caller: Caller) -> t
     requests = [
         Request(
             TokenIds(prompt),
-            max_tokens=max_tokens,
+            max_tokens=max(max_tokens, 1),
             sampling=sampling_of(body, choice),
             stop=stops_of(body),
             cache_scope=caller.id,
+            logprobs=body.logprobs,
         )
         for prompt in prompts
         for choice in range(choices)
@@ -70,6 +71,8 @@ async def _asked(gateway: Gateway, body: CompletionRequest, caller: Caller) -> t
         caller=caller,
         created=int(gateway.now_s()),
         per_prompt=choices,
+        score_top=body.logprobs if body.echo else None,
+        answers=max_tokens > 0,
     )
     return asked, prompts
 
@@ -100,37 +103,61 @@ def _tokens(asker: Asker, text: str) -> tuple[int, ...]:
 class CompletionShape:
     """See `replies.Shape`. `echoed` are the texts of the prompts that answers begin with, maybe empty."""
 
-    def __init__(self, echoed: Sequence[str], usage: bool) -> None:
+    def __init__(self, echoed: Sequence[str], usage: bool, logprobs: bool) -> None:
         self._echoed = echoed
         self._usage = usage
+        self._logprobs = logprobs
+        self._offsets: dict[int, int] = {}
+        """How long what was streamed of each choice is."""
 
-    def whole(self, asked: Asked, answers: Sequence[Answer]) -> msgspec.Struct:
-        choices = [
-            TextChoice(index, self._echo(asked, index) + answer.text, answer.finish_reason, p2pgrid=how_it_came(answer))
-            for index, answer in enumerate(answers)
-        ]
-        return self._document(asked, choices, usage_of(asked, answers))
+    def whole(self, asked: Asked, done: Sequence[Done]) -> msgspec.Struct:
+        choices = []
+        for index, each in enumerate(done):
+            answer, echo = each.answer, self._echo(asked, index)
+            logprobs = self._logprobs_of(asked, each.tokens, len(echo), each.scored)
+            text = echo + answer.text
+            choices.append(TextChoice(index, text, answer.finish_reason, logprobs, how_it_came(answer)))
+        return self._document(asked, choices, usage_of(asked, done))
 
     def chunks(self, asked: Asked, events: Sequence[Event]) -> Iterable[msgspec.Struct]:
         for index in sorted({event.index for event in events}):
             own = [event for event in events if event.index == index]
-            text = "".join(event.piece.text for event in own if isinstance(event, Said))
-            if isinstance(own[0], Opened):
-                text = self._echo(asked, index) + text
-            if text:
-                yield self._document(asked, [TextChoice(index, text)], self._no_usage)
+            choice = self._more(asked, index, own)
+            if choice.text or choice.logprobs is not None:
+                yield self._document(asked, [choice], self._no_usage)
             if isinstance(own[-1], Ended):
-                answer = own[-1].answer
+                answer = own[-1].done.answer
                 choice = TextChoice(index, "", answer.finish_reason, p2pgrid=how_it_came(answer))
                 yield self._document(asked, [choice], self._no_usage)
 
-    def last_chunks(self, asked: Asked, answers: Sequence[Answer]) -> Iterable[msgspec.Struct]:
+    def last_chunks(self, asked: Asked, done: Sequence[Done]) -> Iterable[msgspec.Struct]:
         if self._usage:
-            yield self._document(asked, [], usage_of(asked, answers))
+            yield self._document(asked, [], usage_of(asked, done))
 
     @property
     def _no_usage(self) -> msgspec.UnsetType | None:
         return None if self._usage else msgspec.UNSET
+
+    def _more(self, asked: Asked, index: int, events: Sequence[Event]) -> TextChoice:
+        """What came of a choice, with the prompt before it where that is due."""
+        said = [event.piece for event in events if isinstance(event, Said)]
+        text = "".join(piece.text for piece in said)
+        tokens = [piece.token for piece in said if piece.token is not None]
+        echo, scored = "", None
+        if isinstance(events[0], Opened):
+            echo, scored = self._echo(asked, index), events[0].scored
+        offset = self._offsets.get(index, 0) + len(echo)
+        self._offsets[index] = offset + len(text)
+        logprobs = self._logprobs_of(asked, tokens, offset, scored) if tokens or scored else None
+        return TextChoice(index, echo + text, logprobs=logprobs)
+
+    def _logprobs_of(
+        self, asked: Asked, tokens: Sequence[TokenInfo], offset: int, scored: ScoredText | None
+    ) -> TextLogprobs | None:
+        if not self._logprobs:
+            return None
+        found = text_logprobs(tokens, asked.asker.tokenizer, offset)
+        return found if scored is None else joined(prompt_logprobs(scored, asked.asker.tokenizer), found)
 
     def _echo(self, asked: Asked, index: int) -> str:
         return self._echoed[index // asked.per_prompt]

@@ -8,10 +8,9 @@ import trio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from p2pgrid.gateway.answering import Asked, Ended, Event, answer_all, while_client_is_there
+from p2pgrid.gateway.answering import Asked, Done, Ended, Event, answer_all, while_client_is_there
 from p2pgrid.gateway.faults import ApiError
 from p2pgrid.gateway.gateway import Gateway
-from p2pgrid.node.answer import Answer
 
 DONE = b"data: [DONE]\n\n"
 STREAM_HEADERS = [
@@ -24,13 +23,13 @@ STREAM_HEADERS = [
 class Shape(Protocol):
     """How answers look at one endpoint."""
 
-    def whole(self, asked: Asked, answers: Sequence[Answer]) -> msgspec.Struct:
+    def whole(self, asked: Asked, done: Sequence[Done]) -> msgspec.Struct:
         """The document of all choices."""
 
     def chunks(self, asked: Asked, events: Sequence[Event]) -> Iterable[msgspec.Struct]:
         """What a stream says of `events`, which came since it last said something."""
 
-    def last_chunks(self, asked: Asked, answers: Sequence[Answer]) -> Iterable[msgspec.Struct]:
+    def last_chunks(self, asked: Asked, done: Sequence[Done]) -> Iterable[msgspec.Struct]:
         """What it says when all choices are complete."""
 
 
@@ -43,19 +42,19 @@ class WholeReply:
         self._shape = shape
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answers: dict[int, Answer] = {}
+        done: dict[int, Done] = {}
 
         def take(event: Event) -> None:
             if isinstance(event, Ended):
-                answers[event.index] = event.answer
+                done[event.index] = event.done
 
         async def work() -> None:
             await answer_all(self._gateway, self._asked, take)
 
         with self._gateway.replying():
             await while_client_is_there(self._gateway, receive, work)
-        if len(answers) == len(self._asked.requests):  # else nobody is there any more
-            document = self._shape.whole(self._asked, _in_order(answers))
+        if len(done) == len(self._asked.requests):  # else nobody is there any more
+            document = self._shape.whole(self._asked, _in_order(done))
             response = Response(msgspec.json.encode(document), media_type="application/json")
             await response(scope, receive, send)
 
@@ -73,7 +72,7 @@ class StreamedReply:
         self._asked = asked
         self._shape = shape
         self._waiting: list[Event] = []
-        self._answers: dict[int, Answer] = {}
+        self._done: dict[int, Done] = {}
         self._failed: ApiError | None = None
         self._over = False
         self._news = trio.Event()
@@ -86,7 +85,7 @@ class StreamedReply:
                 await self._write(send)
             if self._failed is not None:
                 raise self._failed
-            chunks = self._shape.last_chunks(self._asked, _in_order(self._answers))
+            chunks = self._shape.last_chunks(self._asked, _in_order(self._done))
             await _send_body(send, b"".join([*map(_event, chunks), DONE]), more=False)
 
         with self._gateway.replying():
@@ -107,7 +106,7 @@ class StreamedReply:
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Ended):
-            self._answers[event.index] = event.answer
+            self._done[event.index] = event.done
         self._waiting.append(event)
         self._news.set()
 
@@ -132,5 +131,5 @@ async def _send_body(send: Send, body: bytes, *, more: bool) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-def _in_order(answers: dict[int, Answer]) -> list[Answer]:
-    return [answers[index] for index in sorted(answers)]
+def _in_order(done: dict[int, Done]) -> list[Done]:
+    return [done[index] for index in sorted(done)]

@@ -2,10 +2,10 @@
 
 import secrets
 
-from p2pgrid.gateway.faults import ApiError, unsupported
+from p2pgrid.gateway.faults import ApiError
 from p2pgrid.gateway.limits import GatewayLimits
 from p2pgrid.gateway.schema import CommonRequest
-from p2pgrid.wire.messages import Sampling
+from p2pgrid.wire.messages import BIASES_MAX, Sampling
 
 TOP_P_MIN = 1e-9
 """Leaves the likeliest token alone, which is what a `top_p` of 0 asks for."""
@@ -13,14 +13,16 @@ SEEDS = 2**63
 
 
 def sampling_of(body: CommonRequest, choice: int) -> Sampling:
-    """For choice number `choice`: each draws from a seed of its own. Raises ApiError for what is not carried out."""
-    _refuse(body)
+    """For choice number `choice`: each draws from a seed of its own. Raises ApiError."""
     seed = secrets.randbits(63) if body.seed is None else (body.seed + choice) % SEEDS
     return Sampling(
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else max(body.top_p, TOP_P_MIN),
         top_k=body.top_k or 0,
         seed=seed,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=_biases_of(body),
     )
 
 
@@ -47,7 +49,9 @@ def wants_usage(body: CommonRequest) -> bool:
     return body.stream_options is not None and bool(body.stream_options.include_usage)
 
 
-def _refuse(body: CommonRequest) -> None:
-    for name in ("presence_penalty", "frequency_penalty", "logit_bias"):
-        if getattr(body, name):
-            raise unsupported(name, "tokens are drawn without it here")
+def _biases_of(body: CommonRequest) -> tuple[tuple[int, float], ...]:
+    given = body.logit_bias or {}
+    if len(given) > BIASES_MAX or not all(token.isascii() and token.isdecimal() for token in given):
+        message = f"logit_bias maps token ids to numbers, {BIASES_MAX} of them at most"
+        raise ApiError(400, message, param="logit_bias", code="invalid_value")
+    return tuple((int(token), bias) for token, bias in given.items())

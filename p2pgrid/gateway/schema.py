@@ -166,6 +166,39 @@ class HowItCame(msgspec.Struct, frozen=True):
     """Of the prompt, not computed again."""
 
 
+class TopLogprob(msgspec.Struct, frozen=True):
+    """A token that was as likely as it says."""
+
+    token: str
+    """Its text; where that is no whole characters `bytes:` and then each as `\\xNN`."""
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """A token of an answer."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True):
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class TextLogprobs(msgspec.Struct, frozen=True):
+    """Of the tokens of a completion, and with `echo` of its prompt; of its first token nothing is known."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+    """Where each token begins in the text."""
+
+
 class PromptDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
@@ -188,7 +221,7 @@ class ChatChoice(msgspec.Struct, frozen=True):
     message: AnswerMessage
     finish_reason: str
     p2pgrid: HowItCame
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class Chat(msgspec.Struct, frozen=True):
@@ -212,7 +245,7 @@ class ChunkChoice(msgspec.Struct, frozen=True):
     index: int
     delta: Delta
     finish_reason: str | None = None
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     p2pgrid: HowItCame | msgspec.UnsetType = msgspec.UNSET
     """In the chunk that has the finish reason."""
 
@@ -235,7 +268,7 @@ class TextChoice(msgspec.Struct, frozen=True):
     index: int
     text: str
     finish_reason: str | None = None
-    logprobs: None = None
+    logprobs: TextLogprobs | None = None
     p2pgrid: HowItCame | msgspec.UnsetType = msgspec.UNSET
 
 

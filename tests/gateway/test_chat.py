@@ -82,6 +82,37 @@ async def test_a_stop_string_ends_the_answer_and_is_not_in_it(autojump_clock: ob
             assert (choice["message"]["content"], choice["finish_reason"]) == (whole[: whole.index(stop)], "stop")
 
 
+async def test_log_probabilities_come_with_each_token_streamed_or_not(autojump_clock: object) -> None:
+    async with door() as here:
+        whole = (await here.chat(max_tokens=6, logprobs=True, top_logprobs=3)).json["choices"][0]
+        events = (await here.chat(max_tokens=6, logprobs=True, top_logprobs=3, stream=True)).events
+        bare = (await here.chat(max_tokens=6, logprobs=True)).json["choices"][0]
+    content = whole["logprobs"]["content"]
+    assert len(content) == 6
+    data = bytes(byte for token in content for byte in token["bytes"])
+    assert data.decode("utf-8", "replace") == whole["message"]["content"]
+    for token in content:
+        likeliest = token["top_logprobs"][0]
+        assert likeliest["token"] == token["token"], "greedy"
+        assert likeliest["logprob"] == pytest.approx(token["logprob"])
+        assert len(token["top_logprobs"]) == 3
+    streamed = [token for event in events for token in (event["choices"][0]["logprobs"] or {}).get("content", [])]
+    assert streamed == content
+    assert [token["top_logprobs"] for token in bare["logprobs"]["content"]] == [[]] * 6
+
+
+async def test_penalties_and_biases_change_the_answer_as_they_do_in_one_process(autojump_clock: object) -> None:
+    plain = await alone(Request("hello", max_tokens=8))
+    first = plain.token_ids[0]
+    sampling = Sampling(presence_penalty=1.5, frequency_penalty=0.5, logit_bias=((first, -100.0),))
+    wanted = await alone(Request("hello", max_tokens=8, sampling=sampling))
+    async with door() as here:
+        reply = await here.chat(
+            max_tokens=8, presence_penalty=1.5, frequency_penalty=0.5, logit_bias={str(first): -100}
+        )
+    assert reply.json["choices"][0]["message"]["content"] == wanted.text != plain.text
+
+
 async def test_content_may_come_in_parts_and_the_developers_word_is_the_systems(autojump_clock: object) -> None:
     plain = [{"role": "system", "content": "Be kind."}, *HELLO]
     parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "kind."}]

@@ -2,8 +2,14 @@
 
 from typing import Any
 
+import pytest
+
+from p2pgrid.engine.executor import InlineExecutor
+from p2pgrid.node.request import Asker
+from p2pgrid.settings import PipelineSettings, StageSettings
 from tests.gateway.kit import door
-from tests.toy_model import FIRST_BYTE
+from tests.swarm_kit import WHOLE, CountedStage
+from tests.toy_model import CONTEXT_MAX, DESCRIPTION, FIRST_BYTE
 
 IDS = [FIRST_BYTE + byte for byte in b"hello"]
 
@@ -47,3 +53,36 @@ async def test_more_choices_than_run_at_once_are_answered_all_the_same(autojump_
         reply = await here.complete(prompt=["hello"] * 20, max_tokens=2)
     assert len(reply.json["choices"]) == 20
     assert len(set(texts(reply.json))) == 1
+
+
+async def test_a_prompt_is_scored_as_by_one_process_with_an_answer_or_without(autojump_clock: object) -> None:
+    asker = Asker(DESCRIPTION, StageSettings(), PipelineSettings(prefill_chunk=8))
+    stage = CountedStage(WHOLE, 1, context_max=CONTEXT_MAX)
+    wanted = await asker.score_locally(stage, InlineExecutor(), "hello", top=2)
+    async with door() as here:
+        scored = (await here.complete(echo=True, logprobs=2, max_tokens=0)).json
+        answered = (await here.complete(echo=True, logprobs=2, max_tokens=3)).json
+        events = (await here.complete(echo=True, logprobs=2, max_tokens=3, stream=True)).events
+    (choice,) = scored["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("hello", "length")
+    found = choice["logprobs"]
+    assert found["tokens"] == list("hello")
+    assert found["text_offset"] == [0, 1, 2, 3, 4]
+    assert found["token_logprobs"] == [None, *map(pytest.approx, wanted.next_logprobs)]
+    assert found["top_logprobs"][0] is None
+    assert max(found["top_logprobs"][1].values()) == pytest.approx(wanted.top[0][0].logprob)
+    both = answered["choices"][0]["logprobs"]
+    assert both["token_logprobs"][:5] == found["token_logprobs"]
+    assert len(both["token_logprobs"]) == 8
+    assert both["text_offset"][5:6] == [5]
+    streamed: dict[str, list[Any]] = {name: [] for name in both}
+    for event in events:
+        for name, values in (event["choices"][0]["logprobs"] or {}).items():
+            streamed[name] += values
+    assert streamed == both
+
+
+async def test_the_first_token_has_no_score_also_where_it_is_the_only_one(autojump_clock: object) -> None:
+    async with door() as here:
+        reply = await here.complete(prompt="h", echo=True, logprobs=0, max_tokens=0)
+    assert reply.json["choices"][0]["logprobs"]["token_logprobs"] == [None]
