@@ -51,6 +51,7 @@ _STRUCTS: tuple[Any, ...] = (
 )
 _CHUNKS = {"type": "string", "description": "`ChatChunk` after `ChatChunk`, as JSON in server-sent events."}
 _PIECES = {"type": "string", "description": "`Completion` after `Completion`, as JSON in server-sent events."}
+_FIGURES = {"type": "string"}
 _NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
 
 
@@ -75,31 +76,49 @@ class Operation:
 
 OPERATIONS = (
     Operation(
-        *("post", "/v1/chat/completions", "chat", "Go on with a conversation"),
-        *({JSON: Chat, EVENTS: _CHUNKS}, _ASKED, ChatRequest, "chat"),
+        "post",
+        "/v1/chat/completions",
+        "chat",
+        "Go on with a conversation",
+        {JSON: Chat, EVENTS: _CHUNKS},
+        _ASKED,
+        body=ChatRequest,
+        scope="chat",
     ),
     Operation(
-        *("post", "/v1/completions", "complete", "Go on with texts"),
-        *({JSON: Completion, EVENTS: _PIECES}, _ASKED, CompletionRequest, "completions"),
+        "post",
+        "/v1/completions",
+        "complete",
+        "Go on with texts",
+        {JSON: Completion, EVENTS: _PIECES},
+        _ASKED,
+        body=CompletionRequest,
+        scope="completions",
     ),
     Operation(
-        *("post", "/v1/embeddings", "embed", "Refused: no model here has any"),
-        *({}, _ASKED, EmbeddingRequest, "completions"),
+        "post",
+        "/v1/embeddings",
+        "embed",
+        "Refused: no model here has any",
+        {},
+        _ASKED,
+        body=EmbeddingRequest,
+        scope="completions",
     ),
+    Operation("get", "/v1/models", "models", "What is served", {JSON: ModelList}, _KEYED, scope="models"),
     Operation(
-        *("get", "/v1/models", "models", "The models that are served"),
-        *({JSON: ModelList}, _KEYED, None, "models"),
-    ),
-    Operation(
-        *("get", "/v1/models/{name}", "model", "One model, by name or id"),
-        *({JSON: Model}, (*_KEYED, "404"), None, "models", (_NAME,)),
+        "get",
+        "/v1/models/{name}",
+        "model",
+        "One model, by name or id",
+        {JSON: Model},
+        (*_KEYED, "404"),
+        scope="models",
+        parameters=(_NAME,),
     ),
     Operation("get", "/healthz", "healthz", "Whether the gateway runs", {JSON: Alive}),
-    Operation(*("get", "/readyz", "readyz", "Whether any model can be used", {JSON: Ready}), otherwise={"503": Ready}),
-    Operation(
-        *("get", "/metrics", "metrics", "Figures for Prometheus"),
-        *({TEXT: {"type": "string"}}, _KEYED, None, "admin"),
-    ),
+    Operation("get", "/readyz", "readyz", "Whether any model can be used", {JSON: Ready}, otherwise={"503": Ready}),
+    Operation("get", "/metrics", "metrics", "Figures for Prometheus", {TEXT: _FIGURES}, _KEYED, scope="admin"),
 )
 
 
