@@ -94,8 +94,7 @@ class Activity:
         self.changes = 0
         self.begun = 0
         """Answers until now."""
-        self.tokens = 0
-        """Of all of them."""
+        self._tokens_over = 0
         self._running: dict[int, RunningAnswer] = {}
         self._over: deque[RunningAnswer] = deque(maxlen=FINISHED_MAX)
         self._waiting = trio.lowlevel.ParkingLot()
@@ -103,6 +102,11 @@ class Activity:
     @property
     def running(self) -> int:
         return len(self._running)
+
+    @property
+    def tokens(self) -> int:
+        """Of all answers until now."""
+        return self._tokens_over + sum(answer.tokens for answer in self._running.values())
 
     def answers(self) -> list[RunningAnswer]:
         """Those that are over, then those that run, each in order of their start."""
@@ -131,6 +135,7 @@ class Activity:
         finally:
             del self._running[answer.number]
             self._over.append(answer)
+            self._tokens_over += answer.tokens
             answer.ended(end)
 
     def _change(self) -> None:

@@ -196,6 +196,7 @@ async def test_an_answer_is_shown_by_its_figures_while_it_runs(autojump_clock: t
             shown = {"model": MODEL, "tokens": 4, "recoveries": 1, "route": route}
             assert listener.state["sessions"]["1"] == shown
         await listener.sees(lambda state: not state["sessions"] and state["gateway"]["answers"] == 1)
+        assert listener.state["gateway"]["tokens"] == 4
 
 
 async def test_a_slow_listener_holds_up_nobody_and_is_told_how_things_are_now(autojump_clock: trio.abc.Clock) -> None:

@@ -173,7 +173,7 @@ export class SwarmMap {
     const button = h(
       "button",
       { type: "button", "aria-pressed": "false", onclick: () => this.#choose(peer), tabindex: this.small ? "-1" : null },
-      h("span", { class: "bar-name" }, short(peer)),
+      h("span", { class: "bar-name" }, short(peer), peer === store.gateway.peer ? h("i", { class: "here" }, "here") : null),
       h("span", { class: "bar-span" }),
       h("span", { class: "bar-load" }),
       h("span", { class: "meter" }, h("i")),
@@ -190,7 +190,7 @@ export class SwarmMap {
   }
 
   #tellLoad(bar, peer, node) {
-    const [name, layers, load, meter] = bar.firstChild.children;
+    const [, layers, load, meter] = bar.firstChild.children;
     bar.dataset.state = node.moving_to ? "moving" : node.state;
     const rate = Math.max(node.tokens_per_s, store.rateThrough(peer));
     const words = { joining: "loading", draining: "leaving", serving: `${digits(rate)} tok/s` };
@@ -199,7 +199,7 @@ export class SwarmMap {
     load.textContent = doing;
     const busy = node.tokens_per_s_max ? Math.min(1, rate / node.tokens_per_s_max) : 0;
     meter.firstChild.style.setProperty("width", `${Math.round(100 * busy)}%`);
-    const label = `Node ${name.textContent}, layers ${span(node.span)}, ${node.state === "serving" ? "serves" : ""} ${doing}`;
+    const label = `Node ${short(peer)}, layers ${span(node.span)}, ${node.state === "serving" ? "serves" : ""} ${doing}`;
     bar.firstChild.setAttribute("aria-label", label);
     if (this.small) bar.title = `${short(peer)}, layers ${span(node.span)}`;
   }

@@ -35,7 +35,7 @@ function facts(own) {
   return [
     ["Peer id", own.peer],
     ["Listens on", own.addresses.map((address) => address.split("/p2p/")[0]).join(", ") || "nothing"],
-    ["Joined through", own.bootstrap.join(", ") || "the local network"],
+    ["Others join through", own.bootstrap.join(", ") || "the local network"],
     ["Version", `p2pgrid ${own.version}`],
   ];
 }
