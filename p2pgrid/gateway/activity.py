@@ -1,20 +1,12 @@
 """What the gateway's answers do just now, for whoever shows it.
 
 An answer reports through the `RunningAnswer` that `Activity.begin` gives it: that its session is open, each token, its
-end. Whoever shows it reads `Activity.answers()`, which is always whole and never long, and waits for
-`Activity.changed(since)`:
-
-    seen = 0
-    while True:
-        seen = await activity.changed(seen)
-        send([describe(answer) for answer in activity.answers()])
-        await trio.sleep(0.1)           # as it likes: what came in between is in the next look
-
-So a slow reader holds up nobody, and nothing is kept for it.
+end. Whoever shows it looks at `Activity.answers()` as often as it likes: that is always whole and never long, so a
+slow reader holds up nobody, and nothing is kept for it.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
@@ -44,7 +36,7 @@ class Carrier(Protocol):
 class RunningAnswer:
     """One answer, from the request on. Times in seconds of trio's clock. What was asked and said is not in it."""
 
-    def __init__(self, number: int, request: str, model: ModelId, changed: Callable[[], None]) -> None:
+    def __init__(self, number: int, request: str, model: ModelId) -> None:
         self.number = number
         """Counts up from 1, of each answer its own."""
         self.request = request
@@ -59,7 +51,6 @@ class RunningAnswer:
         self.route: tuple[Hop, ...] = ()
         """The stages that work on it, in order; when it is over, the last ones that did."""
         self.recoveries: tuple[Recovery, ...] = ()
-        self._changed = changed
         self._carrier: Carrier | None = None
 
     def opened(self, carrier: Carrier) -> None:
@@ -77,27 +68,24 @@ class RunningAnswer:
         self._look()
 
     def ended(self, state: State) -> None:
+        self._look()
         self._carrier = None
         self.state = state
-        self._look()
 
     def _look(self) -> None:
         if self._carrier is not None:
             self.route, self.recoveries = self._carrier.route, self._carrier.recoveries
-        self._changed()
 
 
 class Activity:
     """The answers that run, and the last ones that did. Belongs to one gateway."""
 
     def __init__(self) -> None:
-        self.changes = 0
         self.begun = 0
         """Answers until now."""
         self._tokens_over = 0
         self._running: dict[int, RunningAnswer] = {}
         self._over: deque[RunningAnswer] = deque(maxlen=FINISHED_MAX)
-        self._waiting = trio.lowlevel.ParkingLot()
 
     @property
     def running(self) -> int:
@@ -112,19 +100,12 @@ class Activity:
         """Those that are over, then those that run, each in order of their start."""
         return [*self._over, *self._running.values()]
 
-    async def changed(self, since: int) -> int:
-        """Wait until there were more than `since` changes; how many there are now."""
-        while self.changes <= since:
-            await self._waiting.park()
-        return self.changes
-
     @contextmanager
     def begin(self, request: str, model: ModelId) -> Iterator[RunningAnswer]:
         """An answer that is over when the context ends: `failed` by an error of ours, `cancelled` when cut short."""
         self.begun += 1
-        answer = RunningAnswer(self.begun, request, model, self._change)
+        answer = RunningAnswer(self.begun, request, model)
         self._running[answer.number] = answer
-        self._change()
         end: State = "cancelled"
         try:
             yield answer
@@ -137,7 +118,3 @@ class Activity:
             self._over.append(answer)
             self._tokens_over += answer.tokens
             answer.ended(end)
-
-    def _change(self) -> None:
-        self.changes += 1
-        self._waiting.unpark_all()
