@@ -82,19 +82,19 @@ async def _drain_once(scene: Scene, stage: int, calm: Heard) -> None:
         await member.process.wait()
         left_s = trio.current_time() - told_s
     bench = scene.bench
-    bench.keep(SYSTEM, "complete_and_equal", "share", [_is_whole(heard, calm) for heard in answers.values()])
+    bench.keep(SYSTEM, "complete_and_equal", "share", [is_whole(heard, calm) for heard in answers.values()])
     bench.keep(SYSTEM, "sessions_moved", "sessions", [float(len(moved))])
     bench.keep(SYSTEM, "replayed_positions", "positions", [float(heard.replayed) for heard in answers.values()])
-    bench.keep(SYSTEM, "longest_gap_s", "s", [_longest_gap_s(answers[client], told_s) for client in moved])
+    bench.keep(SYSTEM, "longest_gap_s", "s", [longest_gap_s(answers[client], told_s) for client in moved])
     bench.keep(SYSTEM, "left_s", "s", [left_s])
 
 
-def _is_whole(heard: Heard, calm: Heard) -> float:
+def is_whole(heard: Heard, calm: Heard) -> float:
     whole = heard.error is None and len(heard.token_ids) == len(calm.token_ids)
     return float(whole and equal_share(heard.token_ids, calm.token_ids) == 1.0)
 
 
-def _longest_gap_s(heard: Heard, since_s: float) -> float:
+def longest_gap_s(heard: Heard, since_s: float) -> float:
     times_s = [since_s, *(time_s for time_s in heard.times_s if time_s > since_s)]
     return max((b - a for a, b in pairwise(times_s)), default=0.0)
 
