@@ -1,0 +1,201 @@
+"""A real swarm behind a real gateway, asked by OpenAI's own client as it is."""
+
+import math
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+import pytest
+
+from p2pgrid.node.state_file import read_state
+from tests.e2e.processes import PYTHON, RunningSwarm, run, running_swarm, wait_for
+from tests.real_model import NAME, real_store
+
+pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.timeout(240)]
+
+QUESTION = "Why is the sky blue?"
+START_S_MAX = 30.0
+STOP_S_MAX = 5.0
+"""A machine that is busy with other tests is slow; alone it is less than two."""
+
+
+@contextmanager
+def running_gateway(swarm: RunningSwarm, directory: Path) -> Iterator[str]:
+    """The URL of a `p2pgrid serve` in front of that swarm; it must end in order."""
+    state = directory / "gateway.json"
+    log = directory / "gateway.log"
+    joining = [option for address in swarm.bootstrap for option in ("--bootstrap", address)]
+    command = [*PYTHON, "serve", *joining, "--listen", "127.0.0.1:0", "--state", str(state)]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(command, stdout=sink, stderr=sink)
+    try:
+        wait_for(state.exists, START_S_MAX, process)
+        found = read_state(state)
+        assert found is not None and found.gateway is not None
+        yield found.gateway
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_S_MAX)
+        finally:
+            process.kill()
+    assert process.returncode == 0, log.read_text()
+    assert QUESTION not in log.read_text(), "prompts are not logged"
+
+
+@pytest.fixture(scope="module")
+def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSwarm]:
+    """Two nodes, each with a half of the model."""
+    real_store()
+    with running_swarm(2, tmp_path_factory.mktemp("swarm")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def url(swarm: RunningSwarm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running_gateway(swarm, tmp_path_factory.mktemp("gateway")) as found:
+        yield found
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as found:
+        wait_for(lambda: _ready(found), START_S_MAX)
+        yield found
+
+
+def _ready(client: openai.OpenAI) -> bool:
+    return [model.id for model in client.models.list()] == [NAME]
+
+
+def ask(client: openai.OpenAI, **fields: object) -> str:
+    reply = client.chat.completions.create(
+        model=NAME, messages=[{"role": "user", "content": QUESTION}], temperature=0, max_tokens=24, **fields
+    )
+    return reply.choices[0].message.content or ""
+
+
+def test_the_client_gets_what_one_process_says_streamed_or_not(client: openai.OpenAI) -> None:
+    alone = run("generate", "--local", "--max-tokens", "24", QUESTION).stdout.rstrip("\n")
+    assert ask(client) == alone
+    chunks = list(
+        client.chat.completions.create(
+            model=NAME,
+            messages=[{"role": "user", "content": QUESTION}],
+            temperature=0,
+            max_completion_tokens=24,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices) == alone
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 24
+
+
+def test_log_probabilities_are_those_of_the_model(client: openai.OpenAI) -> None:
+    reply = client.chat.completions.create(
+        model=NAME,
+        messages=[{"role": "user", "content": QUESTION}],
+        temperature=0,
+        max_tokens=8,
+        logprobs=True,
+        top_logprobs=5,
+    )
+    logprobs = reply.choices[0].logprobs
+    assert logprobs is not None and logprobs.content is not None
+    assert len(logprobs.content) == 8
+    for token in logprobs.content:
+        assert token.top_logprobs[0].token == token.token
+        assert sum(math.exp(each.logprob) for each in token.top_logprobs) <= 1.0001
+
+
+def test_an_echoed_prompt_scores_as_with_the_command(
+    client: openai.OpenAI, swarm: RunningSwarm, tmp_path: Path
+) -> None:
+    text = "The quick brown fox jumps over the lazy dog. " * 5
+    (tmp_path / "text").write_text(text)
+    reply = client.completions.create(model=NAME, prompt=text, echo=True, logprobs=1, max_tokens=0)
+    logprobs = reply.choices[0].logprobs
+    assert logprobs is not None and logprobs.token_logprobs is not None
+    mean_nll = -sum(logprobs.token_logprobs[1:]) / (len(logprobs.token_logprobs) - 1)
+    scored = run("score", "--text-file", str(tmp_path / "text"), "--local")
+    assert f"likelihood {mean_nll:.4f}" in scored.stderr
+    assert reply.choices[0].text == text
+
+
+def test_errors_are_those_that_the_client_knows(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.chat.completions.create(model="gpt-4", messages=[{"role": "user", "content": "x"}])
+    assert unknown.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as wrong:
+        client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": "x"}], temperature=3)
+    assert wrong.value.param == "temperature"
+    with pytest.raises(openai.BadRequestError):
+        client.embeddings.create(model=NAME, input="x")
+
+
+def test_an_answer_that_its_client_leaves_frees_every_row(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model=NAME, messages=[{"role": "user", "content": QUESTION}], max_tokens=4000, stream=True
+    )
+    next(iter(stream))
+    assert _running(client) == 1
+    stream.close()
+    wait_for(lambda: _running(client) == 0, 5.0)
+
+
+def _running(client: openai.OpenAI) -> float:
+    page = client.get("../metrics", cast_to=str)
+    lines = dict(line.rsplit(" ", 1) for line in page.splitlines() if line.startswith("p2pgrid_answers_running"))
+    return sum(float(value) for value in lines.values())
+
+
+def test_a_stage_that_is_killed_under_a_stream_changes_nothing_of_it(
+    client: openai.OpenAI, swarm: RunningSwarm, tmp_path: Path
+) -> None:
+    wanted = run("generate", "--local", "--max-tokens", "120", QUESTION).stdout.rstrip("\n")
+    with spare_node(swarm, tmp_path):
+        text = ""
+        stream = client.chat.completions.create(
+            model=NAME,
+            messages=[{"role": "user", "content": QUESTION}],
+            temperature=0,
+            max_tokens=120,
+            stream=True,
+        )
+        killed = False
+        for chunk in stream:
+            text += chunk.choices[0].delta.content or ""
+            if len(text) > 60 and not killed:
+                os.kill(swarm.node_with_layer(29)["pid"], signal.SIGKILL)
+                killed = True
+            last = chunk
+        assert killed
+        assert text == wanted
+        how = last.choices[0].model_extra["p2pgrid"]
+        assert len(how["recoveries"]) == 1
+
+
+@contextmanager
+def spare_node(swarm: RunningSwarm, directory: Path) -> Iterator[None]:
+    """Another node with the second half of the model, while this lasts."""
+    state = directory / "spare.json"
+    joining = [option for address in swarm.bootstrap for option in ("--bootstrap", address)]
+    command = [*PYTHON, "node", "--layers", "15:30", *joining, "--ephemeral", "--state", str(state)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: _phase(state) == "serving", 60.0, process)
+        yield
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _phase(path: Path) -> str | None:
+    found = read_state(path)
+    return None if found is None else found.phase
