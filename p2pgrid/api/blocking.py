@@ -149,14 +149,13 @@ def connect_blocking(
                 await trio.sleep_forever()
 
     with ThreadPoolExecutor(1, "p2pgrid") as threads:
-        running = threads.submit(trio.run, main)
-        thread = _Thread(token.result())
-        either: list[Future[Any]] = [opened, running]
         try:
+            running = threads.submit(trio.run, main)
+            either: list[Future[Any]] = [opened, running]
             wait(either, return_when=FIRST_COMPLETED)
             if not opened.done():
                 running.result()  # raises why
-            yield BlockingGrid(thread, opened.result())
-        finally:
-            thread.soon(life.cancel)
+            yield BlockingGrid(_Thread(token.result()), opened.result())
+        finally:  # also when we are interrupted before the thread has begun
+            token.add_done_callback(lambda known: _Thread(known.result()).soon(life.cancel))
     running.result()

@@ -13,6 +13,7 @@ from p2pgrid.api.stream import AnswerStream
 from p2pgrid.errors import BadInput
 from p2pgrid.node.answer import ScoredText
 from p2pgrid.node.bare_errors import bare_errors
+from p2pgrid.node.logs import log_unless_configured
 from p2pgrid.node.request import Chat, ChatMessage, Request
 from p2pgrid.node.survey import ModelSurvey
 from p2pgrid.node.wiring import default_bootstrap, model_store, open_network
@@ -119,6 +120,7 @@ async def connect(
 
     Raises BadInput for a wrong address, PeerUnavailable when no bootstrap peer answers, LocalFault for this machine.
     """
+    log_unless_configured()
     with bare_errors():
         if local:
             async with open_local_model(model, on_progress) as own, opened_grid(own, model) as grid:

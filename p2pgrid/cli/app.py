@@ -4,22 +4,19 @@ Exit status: 0 = done, 1 = failed (the command was right, something else was not
 the command). Sub-commands are imported only when used, so that `--help` is quick.
 """
 
-import logging
 import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
 
-import structlog
 from cyclopts import App, CycloptsError
 
 from p2pgrid import __version__
 from p2pgrid.cli.commands import COMMANDS, GROUPS, CommandList
 from p2pgrid.cli.console import say
 from p2pgrid.errors import BadInput, P2pgridError
-
-LOG_LEVEL_VARIABLE = "P2PGRID_LOG"
+from p2pgrid.node.logs import log_to_stderr
 
 app = App(
     name="p2pgrid",
@@ -37,7 +34,7 @@ for _place, _name in enumerate(COMMANDS):
 def run(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status."""
     try:
-        _log_to_stderr(os.environ.get(LOG_LEVEL_VARIABLE, "warning"))
+        log_to_stderr()
         result = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except CycloptsError as error:
@@ -60,16 +57,6 @@ def run(argv: Sequence[str] | None = None) -> int:
         say(f"p2pgrid: a defect of p2pgrid: {type(error).__name__}: {error}; details are in {_write_down(error)}")
         return 1
     return result if isinstance(result, int) else 0
-
-
-def _log_to_stderr(level: str) -> None:
-    names = logging.getLevelNamesMapping()
-    if level.upper() not in names:
-        raise BadInput(f"{LOG_LEVEL_VARIABLE}={level}: give one of debug, info, warning, error")
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(names[level.upper()]),
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # whatever stderr is by then
-    )
 
 
 def _write_down(error: Exception) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from cyclopts.help import DefaultFormatter
 
 if TYPE_CHECKING:
-    from cyclopts.help import HelpEntry, HelpPanel
+    from cyclopts.help import HelpPanel
     from rich.console import Console, ConsoleOptions
 
 COMMANDS = {
@@ -31,14 +31,13 @@ GROUPS = ("models", "keys", "bench")
 
 
 class CommandList(DefaultFormatter):
-    """Help as usual, but for what it says of the commands above."""
+    """Help as usual, but for what the list of all commands says of each."""
 
     def __call__(self, console: "Console", options: "ConsoleOptions", panel: "HelpPanel") -> None:
-        if panel.format == "command":
-            panel.entries = [_summarised(entry) for entry in panel.entries]
+        listed = {name for entry in panel.entries for name in entry.names}
+        if listed >= COMMANDS.keys():
+            panel.entries = [
+                entry.copy(description=COMMANDS.get(next(iter(entry.names)), entry.description))
+                for entry in panel.entries
+            ]
         super().__call__(console, options, panel)
-
-
-def _summarised(entry: "HelpEntry") -> "HelpEntry":
-    name = next(iter(entry.names), "")
-    return entry.copy(description=COMMANDS[name]) if name in COMMANDS else entry
