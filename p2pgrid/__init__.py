@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         PeerMisbehaved,
         PeerUnavailable,
     )
-    from p2pgrid.node.answer import Answer, ScoredText
+    from p2pgrid.node.answer import Answer, ScoredText, TokenInfo
     from p2pgrid.node.survey import ModelSurvey
 
 __version__ = "0.1.0"
@@ -42,6 +42,7 @@ __all__ = [
     "PeerMisbehaved",
     "PeerUnavailable",
     "ScoredText",
+    "TokenInfo",
     "connect",
     "connect_blocking",
 ]
@@ -50,7 +51,7 @@ _HOMES = {
     "p2pgrid.api.blocking": ("BlockingGrid", "BlockingStream", "connect_blocking"),
     "p2pgrid.api.grid": ("Grid", "Options", "connect"),
     "p2pgrid.api.stream": ("AnswerStream",),
-    "p2pgrid.node.answer": ("Answer", "ScoredText"),
+    "p2pgrid.node.answer": ("Answer", "ScoredText", "TokenInfo"),
     "p2pgrid.node.survey": ("ModelSurvey",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -13,7 +13,7 @@ from p2pgrid.api.grid import Grid, Options, connect
 from p2pgrid.api.models import Advance
 from p2pgrid.api.stream import AnswerStream
 from p2pgrid.errors import BadInput
-from p2pgrid.node.answer import Answer, ScoredText
+from p2pgrid.node.answer import Answer, ScoredText, TokenInfo
 from p2pgrid.node.survey import ModelSurvey
 from p2pgrid.storage.catalogue import DEFAULT_MODEL
 
@@ -68,6 +68,11 @@ class BlockingStream:
         """See `AnswerStream.answer`."""
         return self._stream.answer
 
+    @property
+    def tokens(self) -> list[TokenInfo]:
+        """See `AnswerStream.tokens`."""
+        return self._stream.tokens
+
     def read(self) -> Answer:
         """Read what is left, and return the whole answer."""
         return self._thread.wait_for(self._stream.read)
@@ -117,9 +122,9 @@ class BlockingGrid:
         """See `Grid.chat`."""
         return self._stream(lambda: self._grid.chat(messages, **options))
 
-    def score(self, text: str, *, model: str | None = None) -> ScoredText:
+    def score(self, text: str, *, model: str | None = None, top: int = 0) -> ScoredText:
         """See `Grid.score`."""
-        return self._thread.wait_for(partial(self._grid.score, text, model=model))
+        return self._thread.wait_for(partial(self._grid.score, text, model=model, top=top))
 
     def _stream(self, ask: Callable[[], AnswerStream]) -> BlockingStream:
         return BlockingStream(self._thread, self._thread.run(ask))

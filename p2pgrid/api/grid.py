@@ -34,6 +34,14 @@ class Options(TypedDict, total=False):
     """0 = all."""
     seed: int
     """The same one gives the same answer, on any swarm."""
+    presence_penalty: float
+    """Taken from the logit of every token that the answer has already."""
+    frequency_penalty: float
+    """Taken from it once more for each time that the answer has the token."""
+    logit_bias: Mapping[int, float]
+    """What is added to the logits of which token ids."""
+    logprobs: int
+    """`AnswerStream.tokens` have log-probabilities, and so many of the likeliest ones (at most 20) beside each."""
     stop: str | Sequence[str]
     """The answer ends before the first of these texts."""
     cache_scope: str
@@ -78,12 +86,14 @@ class Grid:
             raise BadInput("each message needs a role and a content, both text") from None
         return self._stream(Chat(turns), False, **options)
 
-    async def score(self, text: str, *, model: str | None = None) -> ScoredText:
+    async def score(self, text: str, *, model: str | None = None, top: int = 0) -> ScoredText:
         """How likely the model finds `text`: the log-probability of each token after the first, and their mean.
+
+        With `top`, also so many of the likeliest tokens (at most 20) everywhere.
 
         Raises BadInput, NoRoute, Overloaded, PeerUnavailable, PeerMisbehaved, LocalFault.
         """
-        return await self._models.score(model or self._model, text)
+        return await self._models.score(model or self._model, text, top)
 
     def _stream(
         self,
@@ -96,10 +106,13 @@ class Grid:
         cache_scope: str = "",
         wire: WireChoice = "fp32",
         exact: bool = False,
+        logprobs: int | None = None,
+        logit_bias: Mapping[int, float] | None = None,
         **sampling: Any,
     ) -> AnswerStream:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        asked = Request(prompt, raw, max_tokens, _sampling(sampling), stops, cache_scope, wire, exact)
+        drawn = _sampling({**sampling, "logit_bias": tuple((logit_bias or {}).items())})
+        asked = Request(prompt, raw, max_tokens, drawn, stops, cache_scope, wire, exact, logprobs)
         return AnswerStream(self._tasks, partial(self._models.answer, model or self._model, asked))
 
 

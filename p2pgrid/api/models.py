@@ -30,7 +30,7 @@ class Models(Protocol):
 
     async def answer(self, model: str, request: Request, show: Show) -> Answer: ...
 
-    async def score(self, model: str, text: str) -> ScoredText: ...
+    async def score(self, model: str, text: str, top: int) -> ScoredText: ...
 
 
 class SwarmModels:
@@ -58,10 +58,10 @@ class SwarmModels:
         await wait_for_route(self._peer, description.id, description.manifest.layers)
         return await asker.over_swarm(self._peer, request, show)
 
-    async def score(self, model: str, text: str) -> ScoredText:
+    async def score(self, model: str, text: str, top: int) -> ScoredText:
         description, asker = await self._find(model)
         await wait_for_route(self._peer, description.id, description.manifest.layers)
-        return await asker.score_over_swarm(self._peer, text)
+        return await asker.score_over_swarm(self._peer, text, top)
 
     async def _find(self, model: str) -> tuple[ModelDescription, Asker]:
         if model not in self._known:
@@ -103,10 +103,10 @@ class LocalModel:
         async with self._turn:
             return await self._asker.locally(self._stage, self._executor, request, show)
 
-    async def score(self, model: str, text: str) -> ScoredText:
+    async def score(self, model: str, text: str, top: int) -> ScoredText:
         self._check(model)
         async with self._turn:
-            return await self._asker.score_locally(self._stage, self._executor, text)
+            return await self._asker.score_locally(self._stage, self._executor, text, top)
 
     def _check(self, model: str) -> None:
         if model != self._model:

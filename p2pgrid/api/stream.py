@@ -9,7 +9,7 @@ from typing import Self
 import trio
 
 from p2pgrid.errors import BadInput, P2pgridError
-from p2pgrid.node.answer import Answer, Piece, Show
+from p2pgrid.node.answer import Answer, Piece, Show, TokenInfo
 
 Work = Callable[[Show], Awaitable[Answer]]
 """Gives an answer, and shows each piece of it on the way. Raises P2pgridError."""
@@ -24,6 +24,7 @@ class _Run:
         self.ended = trio.Event()
         self.answer: Answer | None = None
         self.failure: P2pgridError | None = None
+        self.tokens: list[TokenInfo] = []
         # An answer is bounded by its request, so what nobody has read yet is too.
         self._write, self.read = trio.open_memory_channel[str](math.inf)
 
@@ -37,6 +38,8 @@ class _Run:
             self.ended.set()
 
     def _show(self, piece: Piece) -> None:
+        if piece.token is not None:
+            self.tokens.append(piece.token)
         if piece.text:
             self._write.send_nowait(piece.text)
 
@@ -64,6 +67,11 @@ class AnswerStream:
         if self._run.answer is None:
             raise BadInput("the answer is not finished: read it to its end first")
         return self._run.answer
+
+    @property
+    def tokens(self) -> list[TokenInfo]:
+        """Those that came until now, each with its bytes, and with log-probabilities if `logprobs` asked for them."""
+        return list(self._run.tokens)
 
     async def read(self) -> Answer:
         """Read what is left, and return the whole answer. Raises as `__anext__`."""

@@ -23,6 +23,20 @@ async def test_an_answer_comes_in_pieces_and_is_whole_in_the_end(autojump_clock:
     assert [str(hop.span) for hop in answer.route] == ["0:5", "5:10"]
 
 
+async def test_tokens_come_with_log_probabilities_and_their_logits_can_be_changed(autojump_clock: object) -> None:
+    async with toy_swarm() as swarm:
+        stream = swarm.grid.generate("hello", max_tokens=3, logprobs=2)
+        answer = await stream.read()
+        first = answer.token_ids[0]
+        other = await swarm.grid.generate("hello", max_tokens=3, logit_bias={first: -100.0}).read()
+        scored = await swarm.grid.score("hello", top=1)
+    assert [info.token for info in stream.tokens] == answer.token_ids
+    assert all(info.logprob is not None and len(info.top) == 2 for info in stream.tokens)
+    assert stream.tokens[0].top[0].token == first
+    assert first not in other.token_ids
+    assert [tops[0].token for tops in scored.top] == scored.top1
+
+
 async def test_a_question_is_a_conversation_of_one_turn(autojump_clock: object) -> None:
     async with toy_swarm() as swarm:
         asked = await swarm.grid.generate("hello", max_tokens=4).read()
@@ -84,6 +98,7 @@ async def test_a_stream_that_is_never_read_asks_nothing(autojump_clock: object) 
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"top_k": -1}, "top_k=-1"),
         ({"seed": -1}, "seed=-1"),
+        ({"presence_penalty": 3.0}, "presence_penalty=3.0"),
     ],
 )
 async def test_a_value_out_of_its_range_is_named(options: dict[str, float], told: str, autojump_clock: object) -> None:
