@@ -46,6 +46,12 @@ def refused(capsys: pytest.CaptureFixture[str], *command: str) -> tuple[int, str
         (["generate", "--bootstrap", "nonsense", "hi"], "nonsense"),
         (["generate", "--bootstrap", "/ip4/127.0.0.1/tcp/1", "hi"], "/p2p/"),
         (["sim", "--nodes", "0"], "--nodes 0"),
+        (["chat", "--temperature", "-1"], "--temperature"),
+        (["chat", "--local", "--model", "nope"], "no model named 'nope'"),
+        (["chat", "--bootstrap", "nonsense"], "nonsense"),
+        (["top", "--every", "0"], "--every 0"),
+        (["top", "--model", "nope"], "no model named 'nope'"),
+        (["top", "--bootstrap", "nonsense"], "nonsense"),
         (["models", "show", "nope"], "nope"),
     ],
 )
