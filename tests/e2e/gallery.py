@@ -62,7 +62,7 @@ def _take_all(path: Path, url: str, swarm: LocalSwarm) -> None:
         _show(page, "Swarm")
         os.kill(_only_holder(swarm), signal.SIGKILL)
         expect(page.locator("#map .gap")).to_be_visible()
-        page.wait_for_timeout(250)
+        page.wait_for_timeout(350)
         _save(page, "loss-dark", at_once=True)
         _show(page, "Chat")
         expect(page.locator(".recovered")).to_be_visible(timeout=LONG_MS)

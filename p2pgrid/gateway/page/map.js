@@ -1,7 +1,7 @@
 // The map: layers from left to right, and nodes as bars over the layers that they hold.
 
 import { hueOf } from "./colours.js";
-import { h } from "./dom.js";
+import { h, replace } from "./dom.js";
 import { Flow } from "./flow.js";
 import { coverage, place, SIZES, sizeFor, ticks } from "./layout.js";
 import { store } from "./store.js";
@@ -137,7 +137,8 @@ export class SwarmMap {
   }
 
   #drawGaps(missing, layers) {
-    this.gaps.replaceChildren(
+    replace(
+      this.gaps,
       ...missing.map((gap) => {
         const left = this.#x(gap[0], layers);
         const style = { left: `${left}px`, width: `${this.#x(gap[1], layers) - left}px` };
