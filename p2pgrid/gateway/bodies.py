@@ -1,7 +1,7 @@
 """Reading a request: never more of it than the limits allow, never for longer, and into a struct or an ApiError."""
 
 import re
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import trio
@@ -27,11 +27,34 @@ async def read_json(request: Request, kind: type[T], limits: GatewayLimits) -> T
         raise ApiError(415, "the body must be JSON: send the header Content-Type: application/json")
     body = await _read(request, limits)
     try:
-        return msgspec.json.decode(body, type=kind)
+        return _decode(body, kind)
     except msgspec.ValidationError as error:
         raise invalid(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"the body is not valid JSON: {error}") from None
+
+
+def _decode(body: bytes, kind: type[T]) -> T:
+    """Raises msgspec.DecodeError, UnicodeDecodeError, RecursionError."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        if "got `float`" not in str(error):
+            raise
+    return msgspec.convert(_whole_numbers(msgspec.json.decode(body)), kind)
+
+
+def _whole_numbers(value: Any) -> Any:
+    """JSON has one kind of number: 5.0 is the 5 that a field wants."""
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case list():
+            return [_whole_numbers(each) for each in value]
+        case dict():
+            return {key: _whole_numbers(each) for key, each in value.items()}
+        case _:
+            return value
 
 
 def invalid(error: msgspec.ValidationError) -> ApiError:

@@ -9,7 +9,7 @@ from starlette.routing import Route
 from p2pgrid.gateway.access import Caller
 from p2pgrid.gateway.answering import Asked, Done, Ended, Event, Opened, Said, how_it_came, usage_of
 from p2pgrid.gateway.bodies import read_json
-from p2pgrid.gateway.faults import ApiError, unsupported
+from p2pgrid.gateway.faults import ApiError
 from p2pgrid.gateway.gateway import Gateway
 from p2pgrid.gateway.logprobs import joined, prompt_logprobs, text_logprobs
 from p2pgrid.gateway.replies import StreamedReply, WholeReply
@@ -37,8 +37,6 @@ def routes(gateway: Gateway) -> list[Route]:
 async def _asked(gateway: Gateway, body: CompletionRequest, caller: Caller) -> tuple[Asked, list[tuple[int, ...]]]:
     """And the token ids of the prompts. Raises ApiError or BadInput for all that is known without asking anybody."""
     check_stream_options(body)
-    if body.best_of is not None and body.best_of != (body.n or 1):
-        raise unsupported("best_of", "answers are not compared; leave it out, or give as many as n")
     max_tokens = TOKENS_DEFAULT if body.max_tokens is None else body.max_tokens
     if max_tokens == 0 and not body.echo:
         message = "max_tokens is 0: ask for at least 1, or have the prompt given back with echo"

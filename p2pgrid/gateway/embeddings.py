@@ -16,6 +16,6 @@ def routes(gateway: Gateway) -> list[Route]:
         body = await read_json(request, EmbeddingRequest, gateway.limits)
         _, name = gateway.models.find(body.model)
         message = f"the model {name} generates text and has no embeddings"
-        raise ApiError(400, message, param="model", code="unsupported_endpoint")
+        raise ApiError(404, message, param="model", code="no_embeddings")
 
     return [Route("/v1/embeddings", embed, methods=["POST"])]

@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-MESSAGES_MAX = 4096
+MESSAGES_MAX = 1024
+PARTS_MAX = 64
 STOPS_MAX = 4
 TOP_LOGPROBS_MAX = 20
 COMPLETION_LOGPROBS_MAX = 5
-PROMPT_ITEMS_MAX = 131_072
+PROMPT_ITEMS_MAX = 65_536
 """Prompts, or tokens of one: more than any context, and the body's size is limited besides."""
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -32,7 +33,7 @@ class TextPart(Body, frozen=True, tag_field="type", tag="text"):
     text: str
 
 
-Content = str | Annotated[list[TextPart], Meta(min_length=1, max_length=256)]
+Content = str | Annotated[list[TextPart], Meta(min_length=1, max_length=PARTS_MAX)]
 
 
 class InstructionMessage(Body, frozen=True, tag_field="role", tag="system"):
@@ -117,8 +118,8 @@ class CompletionRequest(CommonRequest, frozen=True, kw_only=True):
     """A text, several texts, the token ids of a text, or several lists of them."""
     max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     """0 only with `echo`."""
-    best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
-    """Only as many as `n`."""
+    best_of: Literal[1] | None = None
+    """Answers are not compared with each other."""
     echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=COMPLETION_LOGPROBS_MAX)] | None = None
     suffix: Literal[""] | None = None

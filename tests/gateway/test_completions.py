@@ -27,6 +27,12 @@ async def test_texts_and_token_ids_are_continued_alike(autojump_clock: object) -
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (5, 16, 21)
 
 
+async def test_a_whole_number_may_be_written_with_a_point(autojump_clock: object) -> None:
+    async with door() as here:
+        assert (await here.complete(prompt=[float(token) for token in IDS], max_tokens=2.0)).status == 200
+        assert (await here.complete(max_tokens=2.5)).error["param"] == "max_tokens"
+
+
 async def test_several_prompts_are_answered_in_their_order_each_n_times(autojump_clock: object) -> None:
     settings: dict[str, Any] = {"max_tokens": 6, "temperature": 0.8, "seed": 3}
     async with door() as here:

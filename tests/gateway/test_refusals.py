@@ -120,7 +120,7 @@ async def test_embeddings_are_refused_by_name(autojump_clock: object) -> None:
     async with door() as here:
         reply = await here.post("/v1/embeddings", {"model": NAME, "input": "x"})
         unknown = await here.post("/v1/embeddings", {"model": "other", "input": "x"})
-    assert (reply.status, reply.error["code"]) == (400, "unsupported_endpoint")
+    assert (reply.status, reply.error["code"]) == (404, "no_embeddings")
     assert NAME in reply.error["message"]
     assert unknown.status == 404
 
