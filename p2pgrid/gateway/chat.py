@@ -9,7 +9,7 @@ from starlette.routing import Route
 from p2pgrid.gateway.access import Caller
 from p2pgrid.gateway.answering import Asked, Done, Ended, Event, Opened, Said, how_it_came, usage_of
 from p2pgrid.gateway.bodies import read_json
-from p2pgrid.gateway.faults import ApiError
+from p2pgrid.gateway.faults import ApiError, unsupported
 from p2pgrid.gateway.gateway import Gateway
 from p2pgrid.gateway.logprobs import chat_logprobs
 from p2pgrid.gateway.replies import StreamedReply, WholeReply
@@ -50,6 +50,8 @@ async def _asked(gateway: Gateway, body: ChatRequest, caller: Caller) -> Asked:
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
     check_stream_options(body)
+    if body.tools and body.tool_choice != "none":
+        raise unsupported("tools", "the models here answer with text, and call nothing")
     model, name = gateway.models.find(body.model)
     asker = await gateway.models.asker(model)
     limits = gateway.limits

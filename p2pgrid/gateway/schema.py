@@ -12,6 +12,7 @@ from msgspec import Meta
 MESSAGES_MAX = 1024
 PARTS_MAX = 64
 STOPS_MAX = 4
+TOOLS_MAX = 128
 TOP_LOGPROBS_MAX = 20
 COMPLETION_LOGPROBS_MAX = 5
 PROMPT_ITEMS_MAX = 65_536
@@ -93,6 +94,17 @@ class CommonRequest(Body, frozen=True, kw_only=True):
     metadata: dict[str, str] | None = None
 
 
+class Function(Body, frozen=True, kw_only=True):
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body, frozen=True, tag_field="type", tag="function"):
+    function: Function
+
+
 class ChatRequest(CommonRequest, frozen=True, kw_only=True):
     """The body of `POST /v1/chat/completions`."""
 
@@ -101,6 +113,10 @@ class ChatRequest(CommonRequest, frozen=True, kw_only=True):
     """The newer word for `max_tokens`."""
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=TOOLS_MAX)] | None = None
+    """Only an empty list, unless the model's chat template has tools and the gateway reads its calls."""
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     safety_identifier: str | None = None
