@@ -1,5 +1,6 @@
 """Framed messages over a stream, one after another; and the usual case, one question and one answer."""
 
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -20,8 +21,10 @@ Request = TypeVar("Request")
 class Conversation:
     """Messages over `stream`, which stays its owner's."""
 
-    def __init__(self, stream: ByteStream) -> None:
+    def __init__(self, stream: ByteStream, patience_s: float = math.inf) -> None:
+        """`patience_s` is how long a message may be waited for."""
         self._stream = stream
+        self._patience_s = patience_s
         self._frames = FrameBuffer(EXCHANGE_BYTES_MAX)
         self._arrived: deque[bytes] = deque()
 
@@ -35,14 +38,26 @@ class Conversation:
     async def receive(self, types: Any) -> Any:
         """The next message, one of `types` (a struct or a union of structs).
 
-        Raises PeerMisbehaved when it is none, PeerUnavailable when the peer is gone.
+        Raises PeerMisbehaved when it is none, PeerUnavailable when the peer is gone or says nothing.
         """
-        while not self._arrived:
-            data = await self._stream.receive_some()
-            if not data:
-                raise PeerUnavailable(f"{self._stream.peer} closed the stream in the middle of an exchange")
-            self._arrived += self._frames.feed(data)
+        peer = self._stream.peer
+        with trio.move_on_after(self._patience_s) as patience:
+            while not self._arrived:
+                data = await self._stream.receive_some()
+                if not data:
+                    raise PeerUnavailable(f"{peer} closed the stream in the middle of an exchange", peer)
+                self._arrived += self._frames.feed(data)
+        if patience.cancelled_caught:
+            raise PeerUnavailable(f"{peer} said nothing for {self._patience_s:g} s", peer)
         return decode(self._arrived.popleft(), types)
+
+    async def finished(self) -> None:
+        """The peer has no more to say. Raises as `receive`."""
+        with trio.move_on_after(self._patience_s):
+            self._arrived += self._frames.feed(await self._stream.receive_some())
+            self.check_over()
+            return
+        raise PeerUnavailable(f"{self._stream.peer} said nothing for {self._patience_s:g} s", self._stream.peer)
 
     def check_over(self) -> None:
         """Raises PeerMisbehaved when more came than was taken."""

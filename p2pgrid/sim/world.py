@@ -23,6 +23,7 @@ from p2pgrid.node.node import Node, Phase, Serving
 from p2pgrid.node.peer import Peer, open_peer
 from p2pgrid.services.local import LocalSession
 from p2pgrid.services.pipeline import Terms
+from p2pgrid.services.worker import SUSPENDED_S_MAX
 from p2pgrid.sim.faults import Cut, Disconnect, Fault, Freeze, Kill, Leave, Partition, Thaw
 from p2pgrid.sim.seeded import run_seeded
 from p2pgrid.wire.messages import Sampling
@@ -244,8 +245,10 @@ class World:
                 assert_never(fault)
 
     async def _sessions_left(self) -> int:
-        """KV rows that are still held; a canary token that is just on its way is given time to come through."""
-        give_up_at_s = trio.current_time() + CANARY_S_MAX
+        """KV rows that are still held; what is on its way, a canary token or a row that was handed over to no purpose,
+        is given its time.
+        """
+        give_up_at_s = trio.current_time() + max(CANARY_S_MAX, SUSPENDED_S_MAX) + 1
         while True:
             held = sum(p.worker.sessions_open for p in self.peers if p is not None and p.worker is not None)
             if not held or trio.current_time() > give_up_at_s:

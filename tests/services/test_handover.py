@@ -16,6 +16,7 @@ from p2pgrid.errors import PeerError
 from p2pgrid.ids import SessionId
 from p2pgrid.net.exchange import Conversation
 from p2pgrid.services.worker import SUSPENDED_S_MAX
+from p2pgrid.services.worker.handover import SILENT_S_MAX
 from p2pgrid.wire.messages import Open
 from p2pgrid.wire.tensors import pack_ints
 from p2pgrid.wire.transfer_messages import KV_PROTOCOL, KvDone, KvOffer, KvRefused, KvRows, KvTaken
@@ -129,3 +130,12 @@ def test_any_bytes_leave_the_stage_as_it_was(payloads: list[bytes]) -> None:
             assert chain.rows_taken == [0, 0, 0]
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def test_a_giver_that_falls_silent_is_not_waited_for(autojump_clock: trio.abc.Clock) -> None:
+    async with open_chain(3) as chain, offering(chain, opening(chain.route, 1)) as stage:
+        await stage.receive(KvTaken)
+        await stage.send(rows_of(chain))
+        assert chain.rows_taken == [0, 1, 0]
+        await trio.sleep(SILENT_S_MAX + 1)
+        assert chain.rows_taken == [0, 0, 0]

@@ -1,10 +1,10 @@
 """Handing a session over: a stage that leaves sends the row to a replica while steps still run, the rest when none do.
 
-docs/protocols/kv-1.md is the protocol. The client is told by whoever calls this.
+docs/protocols/kv-1.md is the protocol.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import assert_never
 
@@ -34,10 +34,15 @@ NEARLY_ALL = 16
 ROUNDS_MAX = 8
 """Then a session that is quicker than the copying waits for it."""
 HANDOVER_S_MAX = 30.0
+SILENT_S_MAX = 5.0
+"""Of one of the two, while the other one waits: it is gone."""
 
 
-async def give(here: Here, transport: Transport, session: Session, to: Hop) -> None:
-    """Have `to` hold what this stage holds of `session`, which runs no step here any more once most of it is there.
+async def give(
+    here: Here, transport: Transport, session: Session, to: Hop, tell: Callable[[], Awaitable[None]]
+) -> None:
+    """Have `to` hold what this stage holds of `session`, which runs no step here any more once most of it is there;
+    then `tell` the client.
 
     Raises PeerUnavailable, PeerMisbehaved when that comes to nothing.
     """
@@ -45,7 +50,8 @@ async def give(here: Here, transport: Transport, session: Session, to: Hop) -> N
         stream = await transport.open_stream(Contact(to.peer, to.addresses), KV_PROTOCOL)
         done = False
         try:
-            await _Giver(here, session, Conversation(stream)).give(to)
+            await _Giver(here, session, Conversation(stream, SILENT_S_MAX)).give(to)
+            await tell()
             done = True
         finally:
             with trio.CancelScope(shield=True):
@@ -118,7 +124,7 @@ class Taker:
     async def answer(self, stream: ByteStream) -> None:
         """Take one session. Raises PeerMisbehaved, PeerUnavailable; the transport resets the stream then."""
         with trio.move_on_after(HANDOVER_S_MAX):
-            giver = Conversation(stream)
+            giver = Conversation(stream, SILENT_S_MAX)
             offer: KvOffer = await giver.receive(KvOffer)
             try:
                 session = self._admit(offer.client, offer.opening)
@@ -130,9 +136,10 @@ class Taker:
                 await giver.send(KvTaken())
                 await self._fill(session, giver)
                 await giver.send(KvTaken())
+                await giver.finished()  # or the client was not told
                 whole = True
             finally:
-                if not whole:
+                if not whole and session.waits:
                     self._drop(session)
             return
         raise PeerUnavailable(f"{stream.peer} did not hand its session over within {HANDOVER_S_MAX:.0f} s")

@@ -116,15 +116,14 @@ class Worker:
 
     async def _offer(self, session: Session, to: Hop) -> None:
         machine = session.seat.machine
-        epoch = machine.epoch
+        moved = Moved(machine.id, machine.epoch, machine.hop, to)
         try:
-            await give(self._here, self._transport, session, to)
+            await give(self._here, self._transport, session, to, lambda: session.say(moved))
         except PeerError as error:
             log.debug("a session was not handed over", to=to.peer, error=str(error))
-            if session.waits and machine.epoch == epoch:
+            if session.waits and machine.epoch == moved.epoch:
                 self._end(session, "the node is leaving")  # its client finds another route sooner than we
         else:
-            await session.say(Moved(machine.id, epoch, machine.hop, to))
             self._end(session, None)
 
     async def _wait_idle(self) -> None:
