@@ -8,9 +8,9 @@ from starlette.types import Receive
 
 from p2pgrid.errors import P2pgridError
 from p2pgrid.gateway.access import Caller
+from p2pgrid.gateway.documents import HowItCame, PromptDetails, Recovered, RouteHop, Usage
 from p2pgrid.gateway.faults import ApiError, as_api_error, too_busy
 from p2pgrid.gateway.gateway import Gateway
-from p2pgrid.gateway.schema import HowItCame, PromptDetails, Recovered, RouteHop, Usage
 from p2pgrid.ids import ModelId
 from p2pgrid.node.answer import Answer, Piece, ScoredText, Session, TokenInfo
 from p2pgrid.node.request import Asker, Request, TokenIds

@@ -9,25 +9,22 @@ from starlette.routing import Route
 from p2pgrid.gateway.access import Caller
 from p2pgrid.gateway.answering import Asked, Done, Ended, Event, Opened, Said, how_it_came, usage_of
 from p2pgrid.gateway.bodies import read_json
-from p2pgrid.gateway.faults import ApiError, unsupported
-from p2pgrid.gateway.gateway import Gateway
-from p2pgrid.gateway.logprobs import chat_logprobs
-from p2pgrid.gateway.replies import StreamedReply, WholeReply
-from p2pgrid.gateway.sampling import check_stream_options, choices_of, sampling_of, stops_of, wants_usage
-from p2pgrid.gateway.schema import (
+from p2pgrid.gateway.documents import (
     AnswerMessage,
     Chat,
     ChatChoice,
     ChatChunk,
     ChatLogprobs,
-    ChatMessage,
-    ChatRequest,
     ChunkChoice,
-    Content,
     Delta,
-    DeveloperMessage,
     Usage,
 )
+from p2pgrid.gateway.faults import ApiError, unsupported
+from p2pgrid.gateway.gateway import Gateway
+from p2pgrid.gateway.logprobs import chat_logprobs
+from p2pgrid.gateway.replies import StreamedReply, WholeReply
+from p2pgrid.gateway.sampling import check_stream_options, choices_of, sampling_of, stops_of, wants_usage
+from p2pgrid.gateway.schema import ChatMessage, ChatRequest, Content, DeveloperMessage
 from p2pgrid.node.answer import TokenInfo
 from p2pgrid.node.request import Chat as Conversation
 from p2pgrid.node.request import ChatMessage as Turn

@@ -9,12 +9,13 @@ from starlette.routing import Route
 from p2pgrid.gateway.access import Caller
 from p2pgrid.gateway.answering import Asked, Done, Ended, Event, Opened, Said, how_it_came, usage_of
 from p2pgrid.gateway.bodies import read_json
+from p2pgrid.gateway.documents import Completion, TextChoice, TextLogprobs, Usage
 from p2pgrid.gateway.faults import ApiError
 from p2pgrid.gateway.gateway import Gateway
 from p2pgrid.gateway.logprobs import joined, prompt_logprobs, text_logprobs
 from p2pgrid.gateway.replies import StreamedReply, WholeReply
 from p2pgrid.gateway.sampling import check_stream_options, choices_of, sampling_of, stops_of, wants_usage
-from p2pgrid.gateway.schema import Completion, CompletionRequest, TextChoice, TextLogprobs, Usage
+from p2pgrid.gateway.schema import CompletionRequest
 from p2pgrid.node.answer import ScoredText, TokenInfo
 from p2pgrid.node.request import Asker, Request, TokenIds
 

@@ -7,9 +7,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from p2pgrid.gateway.documents import Model, ModelList
 from p2pgrid.gateway.gateway import Gateway
 from p2pgrid.gateway.metrics import CONTENT_TYPE
-from p2pgrid.gateway.schema import Model, ModelList
 from p2pgrid.node.survey import ModelSurvey
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from p2pgrid.engine.tokenizer import Tokenizer
-from p2pgrid.gateway.schema import ChatLogprobs, TextLogprobs, TokenLogprob, TopLogprob
+from p2pgrid.gateway.documents import ChatLogprobs, TextLogprobs, TokenLogprob, TopLogprob
 from p2pgrid.node.answer import ScoredText, TokenInfo
 
 

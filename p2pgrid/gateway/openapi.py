@@ -10,20 +10,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import p2pgrid
+from p2pgrid.gateway.documents import Chat, ChatChunk, Completion, Model, ModelList
 from p2pgrid.gateway.faults import ErrorDocument
 from p2pgrid.gateway.gateway import Gateway
 from p2pgrid.gateway.health import Alive, Ready
 from p2pgrid.gateway.keys import Scope
-from p2pgrid.gateway.schema import (
-    Chat,
-    ChatChunk,
-    ChatRequest,
-    Completion,
-    CompletionRequest,
-    EmbeddingRequest,
-    Model,
-    ModelList,
-)
+from p2pgrid.gateway.schema import ChatRequest, CompletionRequest, EmbeddingRequest
 
 JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
 
