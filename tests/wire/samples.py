@@ -73,6 +73,7 @@ LINK_MESSAGES: tuple[m.LinkMessage, ...] = (
     m.Busy(SESSION, 1, 1, 0.5),
     m.Failed(SESSION, 1, 1, "x"),
     m.Lost(SESSION, 1, 1, IDENTITY.peer, "x"),
+    m.Moved(SESSION, 1, 1, ROUTE[1]),
     m.Replay(SESSION, 1, 64, 128, 2),
     m.Close(SESSION),
 )
