@@ -28,6 +28,7 @@ from p2pgrid.wire.messages import Contact, Hop, Open, Sampling, SessionMessage, 
 from p2pgrid.wire.tensors import Floats, Ints, pack_ints
 from tests.net.peers import Node as LinkedNode
 from tests.net.peers import identity
+from tests.toy_tokenizer import grammars
 
 MODEL = ModelId("70" * 32)
 LAYERS = 10
@@ -235,10 +236,13 @@ async def alone(
     max_tokens: int = 16,
     seed: int = 0,
     context_max: int = CONTEXT_MAX,
+    json_schema: str = "",
 ) -> list[int]:
     """The token ids that one process with all layers answers."""
     stage = CountedStage(WHOLE, 1, seed=seed, context_max=context_max)
-    session = LocalSession(stage, InlineExecutor(), Drawer(sampling, prompt_length=len(prompt)))
+    drawer = Drawer(sampling, prompt_length=len(prompt))
+    drawer.grammar = await grammars().grammar(json_schema) if json_schema else None
+    session = LocalSession(stage, InlineExecutor(), drawer)
     asked = generation(prompt, max_tokens, run_ahead=False, context_max=context_max)
     return (await answer_of(session, asked)).token_ids
 
@@ -345,7 +349,7 @@ def node_of(
         return stage
 
     offer = Serving(MODEL, "toy", LAYERS, span, span_max)
-    return Node(life.peer, offer, make_stage, executor or InlineExecutor(0.001), life.on_phase)
+    return Node(life.peer, offer, make_stage, executor or InlineExecutor(0.001), life.on_phase, grammars())
 
 
 @asynccontextmanager

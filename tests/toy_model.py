@@ -1,29 +1,12 @@
-"""A model of toy stages with a tokenizer to go with it: one token for each byte, and three control tokens."""
+"""A model of toy stages, with a tokenizer to go with it."""
 
 from p2pgrid.node.client import ModelDescription
-from p2pgrid.wire.manifest import Manifest, TokenizerData
+from p2pgrid.wire.manifest import Manifest
 from tests.swarm_kit import LAYERS, MODEL
-from tests.tiny_gguf import CHAT_TEMPLATE, CONTROL, NORMAL, SPECIAL, byte_letters
+from tests.toy_tokenizer import TOKENIZER, VOCAB
 
-VOCAB = 256
-"""Of the bytes only the last three are left out, which no UTF-8 text has."""
 CONTEXT_MAX = 256
-END = SPECIAL.index("<|im_end|>")
-FIRST_BYTE = len(SPECIAL)
 
-TOKENIZER = TokenizerData(
-    format=1,
-    model="gpt2",
-    pre="gpt-2",
-    tokens=(*SPECIAL, *byte_letters()[: VOCAB - FIRST_BYTE]),
-    kinds=(*[CONTROL] * FIRST_BYTE, *[NORMAL] * (VOCAB - FIRST_BYTE)),
-    merges=(),
-    bos=None,
-    eos=END,
-    stops=(END,),
-    add_bos=False,
-    chat_template=CHAT_TEMPLATE,
-)
 DESCRIPTION = ModelDescription(
     MODEL,
     Manifest(

@@ -25,6 +25,7 @@ from p2pgrid.cli.options import (
 from p2pgrid.cli.running import run_async, until_told_to_stop
 from p2pgrid.cli.values import parse_layers, parse_size
 from p2pgrid.engine.executor import LaneExecutor
+from p2pgrid.engine.json_schema import JsonGrammars
 from p2pgrid.engine.stage import Stage
 from p2pgrid.engine.turns import open_turns
 from p2pgrid.errors import BadInput
@@ -103,7 +104,8 @@ def node(
                 BlobServer(peer.transport, public_blobs(description))
                 on_phase = partial(_tell, peer, model, state, json, url)
                 with open_turns(turns) as own_turns:
-                    node = Node(peer, serving, make_stage, LaneExecutor(own_turns), on_phase)
+                    grammars = JsonGrammars(description.tokenizer, LaneExecutor())
+                    node = Node(peer, serving, make_stage, LaneExecutor(own_turns), on_phase, grammars)
                     await _live(node, peer.transport.peer, until_stdin_closes)
 
     run_async(main)

@@ -2,11 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from p2pgrid.core.sampling import Logprobs, Scored, adjusted, adjusts, logprobs, sample, score
+import numpy as np
+import numpy.typing as npt
+
+from p2pgrid.core.sampling import Logprobs, Scored, adjusted, adjusts, logprobs, restricted, sample, score
 from p2pgrid.ids import SessionId
 from p2pgrid.wire.messages import Sampling, Scores, Token
 from p2pgrid.wire.tensors import Floats, Ints, pack_floats, pack_ints
+
+
+class Grammar(Protocol):
+    """Which answers are allowed. Both methods raise LocalFault for one that is not, or when none may follow it."""
+
+    def follow(self, answer: list[int]) -> None:
+        """The answer is now this: do the work that each token of it takes."""
+
+    def allowed(self, answer: list[int]) -> npt.NDArray[np.bool_]:
+        """`[vocab]`, at least one: the tokens that may stand behind `answer`."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +34,9 @@ class Drawn:
 class Drawer:
     """Draws the tokens of one session. Where it must know the answer so far, it knows it from the steps that ran."""
 
+    grammar: Grammar | None = None
+    """What holds the answer in its form; given before the first step."""
+
     def __init__(self, sampling: Sampling, *, prompt_length: int = 0, logprobs: int | None = None) -> None:
         """`logprobs` is how many alternatives are told with each token; None = tell no log-probabilities."""
         self._sampling = sampling
@@ -29,16 +46,26 @@ class Drawer:
         self._answer: list[int] = []
 
     def saw(self, position: int, tokens: Sequence[int]) -> None:
-        """A step ran: the row's text from `position` on is `tokens`, and nothing behind them."""
-        if not self._adjusts:
+        """A step ran: the row's text from `position` on is `tokens`, and nothing behind them.
+
+        Raises LocalFault for an answer that leaves the grammar.
+        """
+        if not self._adjusts and self.grammar is None:
             return
         at = position - self._prompt_length
         del self._answer[max(at, 0) :]
         self._answer += tokens[max(-at, 0) :]
+        if self.grammar is not None:
+            self.grammar.follow(self._answer)
 
     def draw(self, logits: Floats, position: int) -> Drawn:
-        """The token for `position` from the logits `[vocab]` before it. Raises LocalFault when they are not finite."""
+        """The token for `position` from the logits `[vocab]` before it.
+
+        Raises LocalFault when they are not finite, or the answer has left the grammar.
+        """
         wanted = adjusted(logits, self._sampling, self._answer) if self._adjusts else logits
+        if self.grammar is not None:
+            wanted = restricted(wanted, self.grammar.allowed(self._answer))
         token = sample(wanted, self._sampling, position)
         if self._logprobs is None:
             return Drawn(token)

@@ -75,6 +75,14 @@ def adjusted(logits: Floats, sampling: Sampling, answer: Sequence[int]) -> Float
     return found
 
 
+def restricted(logits: Floats, allowed: npt.NDArray[np.bool_]) -> Floats:
+    """The logits `[vocab]` of tokens that are `allowed` `[n]`; the rest, those behind the first n too, cannot come."""
+    found = np.full_like(logits, -np.inf)
+    n = min(len(logits), len(allowed))
+    np.copyto(found[:n], logits[:n], where=allowed[:n])
+    return found
+
+
 def adjusts(sampling: Sampling) -> bool:
     """Whether `adjusted` would change anything."""
     return bool(sampling.logit_bias or sampling.presence_penalty or sampling.frequency_penalty)

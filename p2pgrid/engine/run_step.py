@@ -87,10 +87,10 @@ def run_rows(stage: Stage, steps: Sequence[RowStep]) -> list[StepOut | LocalFaul
 
 
 def _sampled(logits: Floats, step: RowStep) -> Drawn | LocalFault | None:
-    step.drawer.saw(step.position, (step.token,))
-    if step.want == "nothing":
-        return None
     try:
+        step.drawer.saw(step.position, (step.token,))
+        if step.want == "nothing":
+            return None
         return step.drawer.draw(logits, step.position + 1)
     except LocalFault as fault:
         return fault

@@ -13,6 +13,7 @@ from p2pgrid.core.placement import plan_joins, settle
 from p2pgrid.core.rebalancing import Move, spans_to_come
 from p2pgrid.core.routing import replicas
 from p2pgrid.core.swarm_view import worth_telling
+from p2pgrid.engine.json_schema import JsonGrammars
 from p2pgrid.engine.stage import Executor, Stage
 from p2pgrid.ids import ModelId, PeerId, Span
 from p2pgrid.node.canary import Canary
@@ -65,7 +66,7 @@ MakeStage = Callable[[Span], Awaitable[Stage]]
 
 
 class Node:
-    """One node on `peer`. `on_phase` hears of every step of its life."""
+    """One node on `peer`. `on_phase` hears of every step of its life. Without `grammars` it takes no JSON schema."""
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class Node:
         make_stage: MakeStage,
         executor: Executor,
         on_phase: Callable[[Phase, Span | None], None],
+        grammars: JsonGrammars | None = None,
     ) -> None:
         self.phase: Phase = "joining"
         self.span = serving.span
@@ -82,6 +84,7 @@ class Node:
         self._make_stage = make_stage
         self._executor = executor
         self._on_phase = on_phase
+        self._grammars = grammars
         self._mover = Mover(peer, serving.model, serving.layers, serving.span_max, self._publish)
         self._canary = Canary(peer, serving.model, serving.layers)
         self._proof = Proof(0.0, 0.0)
@@ -161,7 +164,13 @@ class Node:
         assert self._stage is not None
         peer = self._peer
         worker = Worker(
-            self._serving.model, self._stage, self._executor, peer.links, peer.transport, tracer=peer.tracer
+            self._serving.model,
+            self._stage,
+            self._executor,
+            peer.links,
+            peer.transport,
+            tracer=peer.tracer,
+            grammars=self._grammars,
         )
         await tasks.start(worker.run)
         # It stays the peer's until the next one is there: drained, it tells whoever asks that it is busy.

@@ -8,6 +8,8 @@ import msgspec
 from p2pgrid.core.drawing import Drawer
 from p2pgrid.core.generation import Generation
 from p2pgrid.core.text import TextStream
+from p2pgrid.engine.executor import LaneExecutor
+from p2pgrid.engine.json_schema import JsonGrammar, JsonGrammars
 from p2pgrid.engine.stage import Executor, Stage
 from p2pgrid.engine.tokenizer import Tokenizer
 from p2pgrid.errors import BadInput
@@ -61,6 +63,8 @@ class Request:
     """No drafts: every token is computed before the next one is begun."""
     logprobs: int | None = None
     """Log-probabilities come with each token, and those of so many of the likeliest ones; at most 20."""
+    json_schema: str = ""
+    """The answer is JSON that fits this schema, unless `max_tokens` or `stop` cut it off."""
 
 
 def _let_it_run(session: Session) -> None:
@@ -70,11 +74,19 @@ def _let_it_run(session: Session) -> None:
 class Asker:
     """Answers requests with one model, known by its description."""
 
-    def __init__(self, description: ModelDescription, stage: StageSettings, pipeline: PipelineSettings) -> None:
+    def __init__(
+        self,
+        description: ModelDescription,
+        stage: StageSettings,
+        pipeline: PipelineSettings,
+        lane: Executor | None = None,
+    ) -> None:
+        """Schemas are compiled in `lane`; None = one of its own."""
         self.description = description
         self.tokenizer = Tokenizer(description.tokenizer)
         self.context_max = min(stage.context_max, description.manifest.context)
         self._chunk = pipeline.prefill_chunk
+        self._grammars = JsonGrammars(description.tokenizer, lane or LaneExecutor())
 
     def prompt_ids(self, request: Request) -> list[int]:
         """The prompt's token ids. Raises BadInput."""
@@ -89,8 +101,14 @@ class Asker:
                 return self.tokenizer.chat([{"role": "user", "content": text}])
 
     def check(self, request: Request) -> None:
-        """Raises BadInput for a request that can never be answered, before anybody is asked."""
+        """Raises BadInput for a request that can never be answered, before anybody is asked. For its schema, see
+        `grammar_of`.
+        """
         self._generation(request, run_ahead=True)
+
+    async def grammar_of(self, request: Request) -> JsonGrammar | None:
+        """What the answer is held to, if there is a schema. Raises BadInput for one that no stage would take."""
+        return await self._grammars.grammar(request.json_schema) if request.json_schema else None
 
     async def over_swarm(
         self, peer: Peer, request: Request, show: Show, opened: Callable[[Session], None] = _let_it_run
@@ -110,7 +128,9 @@ class Asker:
             wire=request.wire,
             exact=request.exact,
             logprobs=request.logprobs,
+            json_schema=request.json_schema,
         )
+        await self.grammar_of(request)
         async with open_session(peer, self.description.id, layers, terms) as session:
             opened(session)
             return await self._generate(session, generation, request, show)
@@ -119,6 +139,7 @@ class Asker:
         """Raises BadInput, LocalFault."""
         generation = self._generation(request, run_ahead=False)
         drawer = Drawer(request.sampling, prompt_length=len(generation.prompt), logprobs=request.logprobs)
+        drawer.grammar = await self.grammar_of(request)
         session = LocalSession(stage, executor, drawer)
         return await self._generate(session, generation, request, show)
 

@@ -30,6 +30,7 @@ PREFIX_BLOCK = 64
 PREFIX_KEY_BYTES, PREFIX_BLOCKS_MAX = 16, 4096
 LOGPROBS_MAX = 20
 """Alternatives to a token whose log-probabilities are told."""
+SCHEMA_CHARS_MAX = 16_384
 BIASES_MAX = 300
 """Tokens whose logits a client may shift."""
 
@@ -135,7 +136,9 @@ class Open(Message, frozen=True):
     logprobs: Annotated[int, Meta(ge=0, le=LOGPROBS_MAX)] | None = None
     """Tell log-probabilities with each token, and those of so many of the likeliest ones; with scores, these alone."""
     prompt_length: Count = 0
-    """Positions before the answer: what stands behind them is what penalties count."""
+    """Positions before the answer: what stands behind them is what penalties count, and what a schema is about."""
+    json_schema: Annotated[str, Meta(max_length=SCHEMA_CHARS_MAX)] = ""
+    """The answer is JSON that fits it. Only the last stage is told."""
 
 
 class Opened(Message, frozen=True):

@@ -176,3 +176,39 @@ def test_scores_agree_with_another_implementation() -> None:
         agreeing = sum(ours == theirs for ours, theirs in zip(scored.top1, case["top1"], strict=True))
         assert agreeing / len(scored.top1) >= 0.95
         assert scored.mean_nll == pytest.approx(case["mean_nll"], rel=0.02)
+
+
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "inhabitants": {"enum": [1000, 1000000]}},
+        "required": ["city", "inhabitants"],
+        "additionalProperties": False,
+    }
+)
+
+
+def test_an_answer_in_json_fits_its_schema_in_one_process_and_over_a_swarm(tmp_path: Path) -> None:
+    store = real_store()
+    requests = [
+        Request("Name a large city.", max_tokens=100, sampling=sampling, json_schema=SCHEMA)
+        for sampling in (GREEDY, SEEDED, Sampling(temperature=0.8, seed=7, frequency_penalty=0.5))
+    ]
+
+    async def main(bootstrap: Sequence[str]) -> None:
+        description = await describe_model(store, NAME)
+        asker, executor = Asker(description, StageSettings(), PipelineSettings()), LaneExecutor()
+        stage = await build_stage(store, description, Span(0, 30), StageSettings(sessions_max=1))
+        expected = [await asker.locally(stage, executor, request, lambda piece: None) for request in requests]
+        stage.close()
+        async with open_network(bootstrap) as peer:
+            await wait_for_route(peer, description.id, 30)
+            for request, alone in zip(requests, expected, strict=True):
+                answer = await asker.over_swarm(peer, request, lambda piece: None)
+                assert answer.token_ids == alone.token_ids
+                document = json.loads(answer.text)
+                assert len(document["city"]) <= 20 and document["inhabitants"] in (1000, 1000000)
+                assert answer.finish_reason == "stop"
+
+    with running_swarm(2, tmp_path) as swarm:
+        trio.run(main, swarm.bootstrap)

@@ -17,7 +17,7 @@ from p2pgrid.services.local import LocalSession
 from p2pgrid.services.pipeline import Terms
 from p2pgrid.wire.messages import Scores, Token
 from p2pgrid.wire.tensors import pack_floats, pack_ints
-from tests import toy_model
+from tests import toy_tokenizer
 from tests.swarm_kit import (
     CHUNK,
     CONTEXT_MAX,
@@ -235,7 +235,7 @@ def token_of(token: int = 4, logprob: float | None = -0.5, ids: Sequence[int] = 
     ids=["none", "no number", "too few", "too many", "fewer values", "no such token", "no id", "a token of no model"],
 )
 async def test_log_probabilities_that_were_not_asked_for_are_misbehaviour(answer: Token) -> None:
-    tokenizer = Tokenizer(toy_model.TOKENIZER)
+    tokenizer = Tokenizer(toy_tokenizer.TOKENIZER)
     with pytest.raises(PeerMisbehaved, match="the pipeline"):
         await answer_of(_WrongAnswers([answer]), generation(), tokenizer.bytes_of, logprobs=2)
     await answer_of(_WrongAnswers([token_of()]), generation(max_tokens=1), tokenizer.bytes_of, logprobs=2)

@@ -10,7 +10,7 @@ from p2pgrid.node.client import open_session
 from p2pgrid.node.recovering import RecoveringSession
 from p2pgrid.services.pipeline import Terms
 from p2pgrid.wire.messages import Sampling
-from tests.node.test_recovering import PUNISHED, TOKENS, Swarm, doubled, swarm
+from tests.node.test_recovering import PUNISHED, STRINGS, TOKENS, Swarm, doubled, swarm
 from tests.swarm_kit import GREEDY, LAYERS, MODEL, PROMPT, SEEDED, alone, answer_of, cut, generation
 
 
@@ -155,3 +155,15 @@ async def test_who_takes_over_knows_what_was_said_before(autojump_clock: trio.ab
         answer = await here.ask({9: leaving(here, 2)}, terms=terms)
         assert answer.token_ids == calm
         assert [recovery.replayed for recovery in answer.recoveries] == [0]
+
+
+@pytest.mark.parametrize("after", [1, 9])
+async def test_a_last_stage_that_takes_over_holds_the_answer_to_its_schema(
+    after: int, autojump_clock: trio.abc.Clock
+) -> None:
+    async with swarm(doubled(3), cost_s=0.01) as here:
+        terms = Terms(SEEDED, prompt=PROMPT, json_schema=STRINGS)
+        answer = await here.ask({after: leaving(here, 2)}, terms=terms)
+        assert answer.token_ids == await alone(SEEDED, max_tokens=TOKENS, json_schema=STRINGS)
+        assert [recovery.replayed for recovery in answer.recoveries] == [0]
+        await here.check_nothing_is_left()

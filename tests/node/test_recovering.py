@@ -51,6 +51,8 @@ PUNISHED = Sampling(
     logit_bias=((200, 5.0), (201, 5.0), (202, 5.0)),
 )
 """Its few likely tokens come again and again, so that it matters what came before."""
+STRINGS = '{"type": "array", "items": {"type": "string", "maxLength": 3}, "minItems": 100}'
+"""A schema of answers that never end."""
 
 
 @dataclass
@@ -309,6 +311,24 @@ async def test_penalties_count_what_was_drawn_before_a_stage_was_lost(
         terms = Terms(PUNISHED, prompt=PROMPT, cache_scope=scope)
         answer = await here.ask({7: strike, 15: strike}, terms=terms)
         assert answer.token_ids == await alone(PUNISHED, max_tokens=TOKENS)
+        assert answer.token_ids != await alone(SEEDED, max_tokens=TOKENS)
+        assert len(answer.recoveries) == 2
+        await here.check_nothing_is_left()
+
+
+@pytest.mark.parametrize("hops", [(0,), (2,), (1, 2)])
+async def test_a_schema_holds_an_answer_whose_stages_are_lost(
+    hops: tuple[int, ...], autojump_clock: trio.abc.Clock
+) -> None:
+    async with swarm([*doubled(3), *cut(3)]) as here:
+
+        def strike(session: RecoveringSession) -> None:
+            for hop in hops:
+                here.kill(session.route[hop].peer)
+
+        terms = Terms(SEEDED, prompt=PROMPT, json_schema=STRINGS)
+        answer = await here.ask({7: strike, 15: strike}, terms=terms)
+        assert answer.token_ids == await alone(SEEDED, max_tokens=TOKENS, json_schema=STRINGS)
         assert answer.token_ids != await alone(SEEDED, max_tokens=TOKENS)
         assert len(answer.recoveries) == 2
         await here.check_nothing_is_left()

@@ -1,5 +1,6 @@
 """What a model can be asked, in one process and over a swarm of toy stages."""
 
+import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -9,22 +10,26 @@ import numpy as np
 import pytest
 import trio
 
+from p2pgrid.core.generation import SendStep
 from p2pgrid.engine.executor import InlineExecutor
-from p2pgrid.errors import BadInput
+from p2pgrid.errors import BadInput, PeerUnavailable
 from p2pgrid.net.memory_transport import MemoryNetwork
 from p2pgrid.node.answer import Piece
+from p2pgrid.node.client import wait_for_route
 from p2pgrid.node.peer import Peer
 from p2pgrid.node.request import Asker, Chat, ChatMessage, Request, TokenIds
+from p2pgrid.services.pipeline import Terms
 from p2pgrid.settings import PipelineSettings, StageSettings
 from p2pgrid.wire.messages import Sampling
-from tests.swarm_kit import MODEL, SEEDED, WHOLE, CountedStage, Life, cut, joined, living
-from tests.toy_model import CONTEXT_MAX, DESCRIPTION, END, FIRST_BYTE, VOCAB
+from tests.swarm_kit import LAYERS, MODEL, SEEDED, WHOLE, CountedStage, Life, cut, joined, living
+from tests.toy_model import CONTEXT_MAX, DESCRIPTION
+from tests.toy_tokenizer import END, FIRST_BYTE, VOCAB
 
 QUESTION = Request("hello", max_tokens=12, sampling=SEEDED)
 
 
 def asker() -> Asker:
-    return Asker(DESCRIPTION, StageSettings(), PipelineSettings(prefill_chunk=8))
+    return Asker(DESCRIPTION, StageSettings(), PipelineSettings(prefill_chunk=8), InlineExecutor())
 
 
 def whole() -> CountedStage:
@@ -151,6 +156,72 @@ async def test_what_is_guessed_ahead_counts_for_penalties_only_once_it_came_true
 def test_settings_that_no_stage_takes_are_bad_input(sampling: Sampling) -> None:
     with pytest.raises(BadInput, match=r"presence_penalty|logit_bias|no such token: 256"):
         asker().check(replace(QUESTION, sampling=sampling))
+
+
+# ── answers in JSON ──────────────────────────────────────────────────────────────────────────────────────
+
+PET = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 4}, "legs": {"enum": [2, 4]}},
+    "required": ["name", "legs"],
+    "additionalProperties": False,
+}
+ABOUT_A_PET = replace(QUESTION, max_tokens=150, json_schema=json.dumps(PET))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), SEEDED, Sampling(1.0, seed=4, frequency_penalty=1.0)])
+async def test_an_answer_fits_its_schema_and_is_the_same_everywhere(
+    sampling: Sampling, autojump_clock: trio.abc.Clock
+) -> None:
+    request = replace(ABOUT_A_PET, sampling=sampling)
+    async with swarm() as (client, _):
+        answer = await asker().over_swarm(client, request, shown_to_nobody)
+    pet = json.loads(answer.text)
+    assert set(pet) == {"name", "legs"} and len(pet["name"]) <= 4 and pet["legs"] in (2, 4)
+    assert answer.finish_reason == "stop"
+    assert answer.token_ids == await token_ids_alone(request)
+
+
+async def test_a_schema_that_cannot_be_used_is_bad_input_before_anybody_is_asked(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with swarm() as (client, lives):
+        request = replace(QUESTION, json_schema='{"$ref": "http://192.0.2.1/pet.json"}')
+        with pytest.raises(BadInput, match="cannot be used"):
+            await asker().over_swarm(client, request, shown_to_nobody)
+        with pytest.raises(BadInput, match="cannot be used"):
+            await asker().locally(whole(), InlineExecutor(), request, shown_to_nobody)
+        assert all(not life.stages[0].taken - {0, 1, 2, 3} for life in lives)
+        assert not client.links.peers()
+
+
+@pytest.mark.parametrize("schema", ["{nope", '{"multipleOf": 999983}', '{"type": "array", "items": {"not": {}}}'])
+async def test_a_client_that_sends_a_bad_schema_hurts_nobody_but_itself(
+    schema: str, autojump_clock: trio.abc.Clock
+) -> None:
+    async with swarm() as (client, lives):
+        route = await wait_for_route(client, MODEL, LAYERS)
+        with pytest.raises(PeerUnavailable, match="JSON"):
+            async with client.pipeline.open(MODEL, route, Terms(json_schema=schema)):
+                pass
+        await trio.sleep(0.1)
+        assert [life.peer.worker and life.peer.worker.sessions_open for life in lives] == [0, 0]
+        assert (await asker().over_swarm(client, QUESTION, shown_to_nobody)).token_ids == await token_ids_alone(
+            QUESTION
+        )
+
+
+async def test_a_client_that_writes_the_answer_itself_is_held_to_its_schema_too(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with swarm() as (client, _):
+        route = await wait_for_route(client, MODEL, LAYERS)
+        prompt = (5, 6, 7)
+        terms = Terms(prompt=prompt, json_schema=json.dumps(PET))
+        with pytest.raises(PeerUnavailable, match="JSON schema"):
+            async with client.pipeline.open(MODEL, route, terms) as session:
+                await session.send(SendStep(0, (*prompt, *(FIRST_BYTE + byte for byte in b'{"age')), "token"))
+                await session.receive()
 
 
 async def test_an_answer_that_nobody_waits_for_any_more_is_closed_everywhere(autojump_clock: trio.abc.Clock) -> None:

@@ -56,6 +56,7 @@ OPEN = m.Open(
     exact=True,
     logprobs=20,
     prompt_length=600,
+    json_schema="{}",
 )
 
 LINK_MESSAGES: tuple[m.LinkMessage, ...] = (

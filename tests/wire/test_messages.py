@@ -18,7 +18,7 @@ from p2pgrid.wire.adverts import (
 )
 from p2pgrid.wire.codec import decode, encode, frame
 from p2pgrid.wire.fields import ADDRESSES_MAX
-from p2pgrid.wire.messages import BIASES_MAX, LOGPROBS_MAX, ROUTE_HOPS_MAX, TOKENS_PER_STEP_MAX
+from p2pgrid.wire.messages import BIASES_MAX, LOGPROBS_MAX, ROUTE_HOPS_MAX, SCHEMA_CHARS_MAX, TOKENS_PER_STEP_MAX
 from p2pgrid.wire.signing import Identity
 from p2pgrid.wire.transfer_messages import BLOB_PIECE_BYTES_MAX
 from tests.wire.samples import ADVERT, ADVERT_MESSAGES, BLOB_MESSAGES, OPEN, PROTOCOLS
@@ -63,6 +63,7 @@ LIMITS: list[tuple[str, str, Any, Any]] = [
     ("Open", "sampling", {"logit_bias": [[1, -100]]}, {"logit_bias": [[1, -101]]}),
     ("Open", "sampling", {"logit_bias": [[1, 0.5]]}, {"logit_bias": [[1, float("nan")]]}),
     ("Open", "prompt_length", 2**31 - 1, -1),
+    ("Open", "json_schema", " " * SCHEMA_CHARS_MAX, " " * (SCHEMA_CHARS_MAX + 1)),
     ("Open", "stop_tokens", [1] * 64, [1] * 65),
     ("Open", "logprobs", LOGPROBS_MAX, LOGPROBS_MAX + 1),
     ("Open", "logprobs", None, -1),

@@ -60,6 +60,7 @@ class Terms:
     exact: bool = False
     relayed: bool = False
     logprobs: int | None = None
+    json_schema: str = ""
 
 
 class PipelineSession:
@@ -158,6 +159,7 @@ class PipelineSession:
                 terms.exact,
                 terms.logprobs,
                 len(terms.prompt),
+                terms.json_schema if hop == len(self.route) - 1 else "",
             )
             self.rows[stage.peer] = None
             await self._links.send(stage.peer, opening)

@@ -2,13 +2,15 @@
 
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import trio
 
 from p2pgrid.core.stage_session import check_route
+from p2pgrid.engine.json_schema import JsonGrammars
 from p2pgrid.engine.stage import Executor, Stage
-from p2pgrid.errors import PeerUnavailable
+from p2pgrid.errors import BadInput, PeerMisbehaved, PeerUnavailable
 from p2pgrid.ids import PeerId
 from p2pgrid.net.links import Links
 from p2pgrid.services.worker.loop import StageLoop
@@ -35,6 +37,8 @@ class Here:
     links: Links
     loop: StageLoop
     prefixes: Prefixes
+    grammars: JsonGrammars | None
+    """None = no answer is held to a schema."""
 
 
 class Session:
@@ -125,6 +129,8 @@ class Session:
         await self._link_onward()
         if self._suspended:
             await self._link_back()
+        if not seat.deaf:
+            await self._hold_to_schema()
         if not seat.entered and not seat.deaf:
             await here.prefixes.fill(machine, seat.row)
             here.loop.enter(seat)
@@ -143,6 +149,20 @@ class Session:
         before = machine.opening.route[machine.hop - 1]
         with contextlib.suppress(PeerUnavailable):
             await self._here.links.connect(Contact(before.peer, before.addresses))
+
+    async def _hold_to_schema(self) -> None:
+        """Raises PeerMisbehaved for a schema that its client should have refused."""
+        machine, drawer, grammars = self.seat.machine, self.seat.drawer, self._here.grammars
+        if not machine.opening.json_schema or drawer.grammar is not None:
+            return
+        if grammars is None:
+            raise PeerMisbehaved("this stage cannot hold an answer to a JSON schema")
+        try:
+            drawer.grammar = await grammars.grammar(machine.opening.json_schema)
+        except BadInput as error:
+            raise PeerMisbehaved(str(error)) from error
+        # A row that was handed over may hold a part of the answer.
+        await self._here.executor.run(partial(drawer.saw, 0, machine.tokens))
 
     async def _link_onward(self) -> None:
         machine = self.seat.machine

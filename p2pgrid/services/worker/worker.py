@@ -7,6 +7,7 @@ import trio
 
 from p2pgrid.core.load import Load
 from p2pgrid.core.stage_session import StageSession, check_route
+from p2pgrid.engine.json_schema import JsonGrammars
 from p2pgrid.engine.stage import Executor, Stage
 from p2pgrid.errors import LocalFault, Overloaded, PeerError, PeerMisbehaved, PeerUnavailable
 from p2pgrid.ids import ModelId, PeerId, SessionId
@@ -55,6 +56,7 @@ class Worker:
         links: Links,
         transport: Transport,
         tracer: Tracer = NO_TRACE,
+        grammars: JsonGrammars | None = None,
     ) -> None:
         self._model = model
         self._stage = stage
@@ -62,7 +64,7 @@ class Worker:
         self._transport = transport
         self.room = Room(stage, executor, lambda: self._tasks is None or self._draining)
         self._loop = StageLoop(stage, executor, links, self._fail, self._lose, tracer)
-        self._here = Here(transport.peer, stage, executor, links, self._loop, self.room.prefixes)
+        self._here = Here(transport.peer, stage, executor, links, self._loop, self.room.prefixes, grammars)
         self._sessions: dict[SessionId, Session] = {}
         self._tasks: trio.Nursery | None = None
         self._draining = False
