@@ -31,6 +31,7 @@ PREFIX_KEY_BYTES, PREFIX_BLOCKS_MAX = 16, 4096
 LOGPROBS_MAX = 20
 """Alternatives to a token whose log-probabilities are told."""
 SCHEMA_CHARS_MAX = 16_384
+"""Of a JSON schema; what it costs to compile is limited by more than its length, see `engine.json_schema`."""
 BIASES_MAX = 300
 """Tokens whose logits a client may shift."""
 
