@@ -8,6 +8,7 @@ from p2pgrid.bench.scenarios import (
     discovery,
     drain,
     formats,
+    gateway,
     heal,
     hop,
     links,
@@ -38,5 +39,6 @@ ALL: tuple[Named, ...] = (
     recovery.SCENARIO,
     drain.SCENARIO,
     heal.SCENARIO,
+    gateway.SCENARIO,
     churn.SCENARIO,
 )
