@@ -24,11 +24,14 @@ from p2pgrid.gateway.gateway import Gateway
 from p2pgrid.gateway.logprobs import chat_logprobs
 from p2pgrid.gateway.replies import StreamedReply, WholeReply
 from p2pgrid.gateway.sampling import check_stream_options, choices_of, sampling_of, stops_of, wants_usage
-from p2pgrid.gateway.schema import ChatMessage, ChatRequest, Content, DeveloperMessage
+from p2pgrid.gateway.schema import ChatMessage, ChatRequest, Content, DeveloperMessage, JsonFormat, SchemaFormat
 from p2pgrid.node.answer import TokenInfo
 from p2pgrid.node.request import Chat as Conversation
 from p2pgrid.node.request import ChatMessage as Turn
 from p2pgrid.node.request import Request, TokenIds
+from p2pgrid.wire.messages import SCHEMA_CHARS_MAX
+
+ANY_OBJECT = '{"type":"object"}'
 
 
 def routes(gateway: Gateway) -> list[Route]:
@@ -53,7 +56,7 @@ async def _asked(gateway: Gateway, body: ChatRequest, caller: Caller) -> Asked:
     asker = await gateway.models.asker(model)
     limits = gateway.limits
     prompt = tuple(asker.prompt_ids(Request(conversation_of(body.messages))))
-    choices = choices_of(body, 1, limits)
+    choices, schema = choices_of(body, 1, limits), schema_of(body)
     requests = [
         Request(
             TokenIds(prompt),
@@ -61,11 +64,13 @@ async def _asked(gateway: Gateway, body: ChatRequest, caller: Caller) -> Asked:
             sampling=sampling_of(body, choice),
             stop=stops_of(body),
             cache_scope=caller.id,
+            json_schema=schema,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
         for choice in range(choices)
     ]
     asker.check(requests[0])
+    await asker.grammar_of(requests[0])
     return Asked(
         id=f"chatcmpl-{gateway.new_id()}",
         model=model,
@@ -77,6 +82,21 @@ async def _asked(gateway: Gateway, body: ChatRequest, caller: Caller) -> Asked:
         created=int(gateway.now_s()),
         per_prompt=choices,
     )
+
+
+def schema_of(body: ChatRequest) -> str:
+    """The JSON schema that answers are held to; empty = none. Raises ApiError."""
+    match body.response_format:
+        case JsonFormat():
+            return ANY_OBJECT
+        case SchemaFormat(json_schema=named):
+            schema = msgspec.json.encode(named.schema).decode()
+            if len(schema) > SCHEMA_CHARS_MAX:
+                message = f"the schema has {len(schema)} characters: {SCHEMA_CHARS_MAX} at most"
+                raise ApiError(400, message, param="response_format", code="invalid_value")
+            return schema
+        case _:
+            return ""
 
 
 def conversation_of(messages: Sequence[ChatMessage]) -> Conversation:

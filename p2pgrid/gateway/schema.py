@@ -105,6 +105,28 @@ class Tool(Body, frozen=True, tag_field="type", tag="function"):
     function: Function
 
 
+class TextFormat(Body, frozen=True, tag_field="type", tag="text"):
+    """As the model likes; what is meant without any format."""
+
+
+class JsonFormat(Body, frozen=True, tag_field="type", tag="json_object"):
+    """Any JSON object."""
+
+
+class NamedSchema(Body, frozen=True, kw_only=True):
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    schema: dict[str, Any]
+    description: str | None = None
+    strict: bool | None = None
+    """The answer fits the schema in any case."""
+
+
+class SchemaFormat(Body, frozen=True, tag_field="type", tag="json_schema"):
+    """JSON that fits a schema."""
+
+    json_schema: NamedSchema
+
+
 class ChatRequest(CommonRequest, frozen=True, kw_only=True):
     """The body of `POST /v1/chat/completions`."""
 
@@ -113,6 +135,7 @@ class ChatRequest(CommonRequest, frozen=True, kw_only=True):
     """The newer word for `max_tokens`."""
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
+    response_format: TextFormat | JsonFormat | SchemaFormat | None = None
     tools: Annotated[list[Tool], Meta(max_length=TOOLS_MAX)] | None = None
     """Only an empty list, unless the model's chat template has tools and the gateway reads its calls."""
     tool_choice: Literal["none", "auto"] | None = None

@@ -1,5 +1,6 @@
 """A real swarm behind a real gateway, asked by OpenAI's own client as it is."""
 
+import json
 import math
 import os
 import signal
@@ -112,6 +113,25 @@ def test_log_probabilities_are_those_of_the_model(client: openai.OpenAI) -> None
     for token in logprobs.content:
         assert token.top_logprobs[0].token == token.token
         assert sum(math.exp(each.logprob) for each in token.top_logprobs) <= 1.0001
+
+
+def test_an_answer_fits_the_schema_that_was_asked_for(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "people": {"type": "integer"}},
+        "required": ["city", "people"],
+        "additionalProperties": False,
+    }
+    reply = client.chat.completions.create(
+        model=NAME,
+        messages=[{"role": "user", "content": "Name a city, and how many people live there."}],
+        temperature=0,
+        max_tokens=80,
+        response_format={"type": "json_schema", "json_schema": {"name": "city", "schema": schema, "strict": True}},
+    )
+    found = json.loads(reply.choices[0].message.content or "")
+    assert isinstance(found["city"], str)
+    assert isinstance(found["people"], int)
 
 
 def test_an_echoed_prompt_scores_as_with_the_command(

@@ -1,5 +1,6 @@
 """Chats over HTTP: the same text as without a gateway, in OpenAI's words."""
 
+import json
 from typing import Any
 
 import pytest
@@ -111,6 +112,22 @@ async def test_penalties_and_biases_change_the_answer_as_they_do_in_one_process(
             max_tokens=8, presence_penalty=1.5, frequency_penalty=0.5, logit_bias={str(first): -100}
         )
     assert reply.json["choices"][0]["message"]["content"] == wanted.text != plain.text
+
+
+async def test_an_answer_is_held_to_its_schema_as_in_one_process(autojump_clock: object) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"]}
+    schema["additionalProperties"] = False
+    wanted = await alone(Request("hello", max_tokens=60, json_schema=json.dumps(schema, separators=(",", ":"))))
+    async with door() as here:
+        held = await here.chat(
+            max_tokens=60, response_format={"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+        )
+        free = await here.chat(max_tokens=4, response_format={"type": "text"})
+        some = await here.chat(max_tokens=40, response_format={"type": "json_object"})
+    assert held.json["choices"][0]["message"]["content"] == wanted.text
+    assert json.loads(wanted.text)["a"] in ("x", "y")
+    assert free.status == 200
+    assert some.json["choices"][0]["message"]["content"].lstrip().startswith("{")
 
 
 async def test_content_may_come_in_parts_and_the_developers_word_is_the_systems(autojump_clock: object) -> None:

@@ -9,7 +9,8 @@ from p2pgrid.node.request import Asker
 from p2pgrid.settings import PipelineSettings, StageSettings
 from tests.gateway.kit import door
 from tests.swarm_kit import WHOLE, CountedStage
-from tests.toy_model import CONTEXT_MAX, DESCRIPTION, FIRST_BYTE
+from tests.toy_model import CONTEXT_MAX, DESCRIPTION
+from tests.toy_tokenizer import FIRST_BYTE
 
 IDS = [FIRST_BYTE + byte for byte in b"hello"]
 

@@ -31,6 +31,8 @@ BAD_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {str(token): 1 for token in range(301)}}, "logit_bias"),
     ({"presence_penalty": 2.5}, "presence_penalty"),
     ({"functions": []}, "functions"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
     ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}, "tools"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"tool_choice": "required"}, "tool_choice"),
