@@ -90,9 +90,10 @@ def adjusts(sampling: Sampling) -> bool:
 
 def logprobs(logits: Floats, token: int, top: int) -> Logprobs:
     """For the logits `[vocab]` as they are, at temperature 1."""
-    row, total = _normalized(logits)
+    peak, total = _normalizers(logits)
     top_ids = likeliest(logits, top)
-    return Logprobs(float(row[token] - total), top_ids, (row[top_ids] - total).astype(np.float32))
+    top_logprobs = logits[top_ids].astype(np.float64) - peak - total
+    return Logprobs(float(np.float64(logits[token]) - peak - total), top_ids, top_logprobs.astype(np.float32))
 
 
 def score(logits: Floats, targets: Ints, top: int = 0) -> Scored:
@@ -102,11 +103,11 @@ def score(logits: Floats, targets: Ints, top: int = 0) -> Scored:
     next_logprobs = np.empty(n, np.float32)
     top_ids, top_logprobs = np.empty((n, k), np.int32), np.empty((n, k), np.float32)
     for i, target in enumerate(targets):  # a row at a time: float64 copies of a whole chunk would be 50 MB
-        row, total = _normalized(logits[i])
-        next_logprobs[i] = row[target] - total
+        peak, total = _normalizers(logits[i])
+        next_logprobs[i] = np.float64(logits[i, target]) - peak - total
         if k:
             top_ids[i] = likeliest(logits[i], k)
-            top_logprobs[i] = row[top_ids[i]] - total
+            top_logprobs[i] = logits[i, top_ids[i]].astype(np.float64) - peak - total
     return Scored(top1, next_logprobs, top_ids, top_logprobs)
 
 
@@ -120,11 +121,13 @@ def likeliest(logits: Floats, count: int) -> Ints:
     return found[np.argsort(-logits[found], kind="stable")][:count].astype(np.int32)
 
 
-def _normalized(logits: Floats) -> tuple[Scores, np.float64]:
-    """The logits less their largest, and what to take from those for log-probabilities."""
-    row = logits.astype(np.float64)
-    row -= row.max()
-    return row, np.log(np.exp(row).sum())
+def _normalizers(logits: Floats) -> tuple[np.float64, np.float64]:
+    """What to take from logits, one after the other, for log-probabilities: the largest, then log of sum of exp."""
+    work = logits.astype(np.float64)
+    peak = work.max()
+    work -= peak
+    np.exp(work, out=work)
+    return peak, np.log(work.sum())
 
 
 def _kept(scores: Scores, sampling: Sampling) -> npt.NDArray[np.int64]:
