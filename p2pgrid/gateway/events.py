@@ -131,8 +131,8 @@ class EventStream(Response):
 
                 tasks.start_soon(watch)
                 await self._events.tell(send)
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
                 tasks.cancel_scope.cancel()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def routes(gateway: Gateway, events: Events) -> list[Route]:

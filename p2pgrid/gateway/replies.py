@@ -85,8 +85,6 @@ class StreamedReply:
                 await self._write(send)
             if self._failed is not None:
                 raise self._failed
-            chunks = self._shape.last_chunks(self._asked, _in_order(self._done))
-            await _send_body(send, b"".join([*map(_event, chunks), DONE]), more=False)
 
         with self._gateway.replying():
             try:
@@ -94,7 +92,14 @@ class StreamedReply:
             except ApiError as error:
                 if not self._begun:
                     raise
-                await _send_body(send, _event(error.document), more=False)
+                last = _event(error.document)
+            else:
+                if len(self._done) < len(self._asked.requests):
+                    return  # nobody is there any more
+                chunks = self._shape.last_chunks(self._asked, _in_order(self._done))
+                last = b"".join([*map(_event, chunks), DONE])
+            # Only now: a complete reply counts as a client who has left, and that would cut its own end short.
+            await _send_body(send, last, more=False)
 
     async def _answer(self) -> None:
         try:

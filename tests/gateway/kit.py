@@ -33,6 +33,8 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     complete: bool = False
+    closed: bool = False
+    """The server came to the end of it: it must not be cut short in that."""
 
     @property
     def json(self) -> Any:
@@ -82,6 +84,15 @@ class Call:
             self.reply.body += message.get("body", b"")
             self.reply.complete = not message.get("more_body", False)
         self.news.set()
+        if self.reply.complete:
+            await self._close()
+
+    async def _close(self) -> None:
+        """As hypercorn does it: the application hears that the client has left, then the connection is seen to."""
+        self.gone.set()
+        for _ in range(5):
+            await trio.lowlevel.checkpoint()
+        self.reply.closed = True
 
 
 @dataclass
@@ -157,6 +168,7 @@ class Door:
         }
         with trio.fail_after(300):
             await self.app(scope, receive, call.send)
+        assert call.reply.closed == call.reply.complete
         return call.reply
 
     @property
