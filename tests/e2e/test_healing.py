@@ -19,6 +19,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.timeout(240)]
 
 HEALED_S_MAX = 15.0
 KNOWN_S_MAX = 10.0
+ERROR_S_MAX = 15.0
+COMMAND_S = 3.0
+"""About what a command takes on a machine that does nothing else; where it takes longer, everything may."""
 
 
 def bootstrap_options(swarm: LocalSwarm) -> list[str]:
@@ -27,6 +30,13 @@ def bootstrap_options(swarm: LocalSwarm) -> list[str]:
 
 async def command(*arguments: str) -> Any:
     return await trio.to_thread.run_sync(lambda: run(*arguments), abandon_on_cancel=True)
+
+
+async def slowness(swarm: LocalSwarm) -> float:
+    """By what the limits here are to be multiplied, now."""
+    began_at = time.monotonic()
+    await status(swarm)
+    return max(1.0, (time.monotonic() - began_at) / COMMAND_S)
 
 
 async def status(swarm: LocalSwarm) -> dict[str, Any]:
@@ -70,17 +80,18 @@ async def _kill_and_wait() -> None:
         question = ("generate", *bootstrap_options(swarm), "--max-tokens", "8", "What is the capital of France?")
         expected = await command(*question)
         assert expected.returncode == 0, expected.stderr
+        healed_s_max = HEALED_S_MAX * await slowness(swarm)
         victim = only_holder(swarm.nodes())
         os.kill(victim.pid, signal.SIGKILL)
         killed_at = time.monotonic()
         assert (await status(swarm))["health"] != "ready"
         assert victim.layers is not None
-        with trio.fail_after(HEALED_S_MAX - (time.monotonic() - killed_at)):
+        with trio.fail_after(healed_s_max - (time.monotonic() - killed_at)):
             await wait_for(swarm, victim.layers)
         answer = await command(*question)
         assert answer.returncode == 0, answer.stderr
         assert answer.stdout == expected.stdout
-        assert time.monotonic() - killed_at < HEALED_S_MAX
+        assert time.monotonic() - killed_at < healed_s_max
         print(time.monotonic() - killed_at)
         assert len(set(spans(swarm.nodes()))) == 3
 
@@ -93,6 +104,7 @@ def test_a_model_that_cannot_be_healed_is_unavailable_and_says_which_layers() ->
 async def _freeze_and_ask() -> None:
     async with open_local_swarm(NAME, 3, span_max=10) as swarm:
         await swarm.wait_serving()
+        slower = await slowness(swarm)
         victim = swarm.nodes()[1]
         assert victim.layers is not None
         missing = f"layers {victim.layers[0]}:{victim.layers[1]} of 0:30 are missing"
@@ -100,12 +112,12 @@ async def _freeze_and_ask() -> None:
         try:
             stopped_at = time.monotonic()
             while (found := await status(swarm))["health"] != "unavailable":
-                assert time.monotonic() - stopped_at < KNOWN_S_MAX
-            assert time.monotonic() - stopped_at < KNOWN_S_MAX
+                assert time.monotonic() - stopped_at < KNOWN_S_MAX * slower
+            assert time.monotonic() - stopped_at < KNOWN_S_MAX * slower
             assert missing in found["reasons"][0]
             asked_at = time.monotonic()
             answer = await command("generate", *bootstrap_options(swarm), "--max-tokens", "8", "Hello")
-            assert time.monotonic() - asked_at < 15
+            assert time.monotonic() - asked_at < ERROR_S_MAX * slower
             assert answer.returncode == 1
             assert missing in answer.stderr
             print(time.monotonic() - asked_at)
