@@ -66,11 +66,8 @@ async def run_gateway(plan: GatewayPlan, peer: Peer, store: ModelStore, bootstra
 
 
 @asynccontextmanager
-async def maybe_gateway(plan: GatewayPlan | None, peer: Peer, store: ModelStore) -> AsyncIterator[str | None]:
-    """A gateway beside whatever else `peer` does, and its URL; nothing without a plan."""
-    if plan is None:
-        yield None
-        return
+async def gateway_beside(plan: GatewayPlan, peer: Peer, store: ModelStore) -> AsyncIterator[str]:
+    """A gateway beside whatever else `peer` does, and its URL."""
     # A node is a bootstrap peer too.
     async with run_gateway(plan, peer, store, peer.transport.addresses) as url:
         say(f"gateway up; OpenAI's clients use {url}/v1")

@@ -1,5 +1,7 @@
 """`p2pgrid node`: serve a span of a model's layers."""
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +10,6 @@ import trio
 from cyclopts import Parameter
 
 from p2pgrid.cli.console import print_json, progress_bar, say
-from p2pgrid.cli.gateways import maybe_gateway, plan_gateway
 from p2pgrid.cli.joining import joining
 from p2pgrid.cli.options import (
     DEFAULT_MODEL,
@@ -46,6 +47,7 @@ from p2pgrid.node.wiring import (
 )
 from p2pgrid.services.blobs import BlobServer
 from p2pgrid.settings import StageSettings
+from p2pgrid.storage.models import ModelStore
 from p2pgrid.storage.paths import control_dir
 from p2pgrid.trace import open_trace
 
@@ -83,7 +85,7 @@ def node(
         raise BadInput(f"--span-max {span_max}: a node takes at least one layer")
     if kv_positions < 1 or threads < 0:
         raise BadInput("--kv-positions takes 1 or more, --threads 0 (one a core) or more")
-    plan = None if gateway is None else plan_gateway(gateway, "--gateway")
+    open_gateway = _gateway_opener(gateway)
     wanted = StageSettings(kv_positions=kv_positions, threads=threads)
 
     async def main() -> None:
@@ -100,7 +102,7 @@ def node(
         with own_identity("node", ephemeral=ephemeral) as identity, open_trace(trace) as tracer:
             listening = listen or [listen_for(peers)]
             network = open_node_network(peers, identity, listening, announce=announce or (), tracer=tracer)
-            async with network as peer, maybe_gateway(plan, peer, store) as url:
+            async with network as peer, open_gateway(peer, store) as url:
                 BlobServer(peer.transport, public_blobs(description))
                 on_phase = partial(_tell, peer, model, state, json, url)
                 with open_turns(turns) as own_turns:
@@ -109,6 +111,16 @@ def node(
                     await _live(node, peer.transport.peer, until_stdin_closes)
 
     run_async(main)
+
+
+def _gateway_opener(address: str | None) -> Callable[[Peer, ModelStore], AbstractAsyncContextManager[str | None]]:
+    """What opens the gateway beside the node and gives its URL. Raises BadInput."""
+    if address is None:
+        return lambda peer, store: nullcontext(None)
+    from p2pgrid.cli.gateways import gateway_beside, plan_gateway  # whoever wants none saves the memory
+
+    plan = plan_gateway(address, "--gateway")
+    return lambda peer, store: gateway_beside(plan, peer, store)
 
 
 def _tell(

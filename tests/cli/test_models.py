@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from p2pgrid.cli import console
 from p2pgrid.cli.app import run
 from tests.tiny_gguf import write_tiny_gguf
 
@@ -33,7 +34,7 @@ class Said:
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     # The console keeps the stream that it was made with; here it must be the captured one, and wide.
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console.stdout, "width", 200)
 
     def call(*argv: str) -> Said:
         status = run(["models", *argv])
