@@ -1,6 +1,7 @@
 """`make test` has two workers that share a machine of any speed; tests of real processes have it for themselves."""
 
 import fcntl
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from hypothesis import HealthCheck, settings
 
 ROOM = Path(__file__)
 DOOR = ROOM.with_name("__init__.py")
+
+# Whoever starts tests in the background may have told them to ignore it, and that is handed down to every process.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # An example is judged by what comes out, not by how long a busy machine took for it.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

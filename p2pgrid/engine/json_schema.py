@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pgrid.engine.stage import Executor
-from p2pgrid.engine.tokenizer import Tokenizer
 from p2pgrid.errors import BadInput, LocalFault
 from p2pgrid.wire.manifest import TokenizerData
 from p2pgrid.wire.messages import SCHEMA_CHARS_MAX
@@ -130,6 +129,8 @@ class _Vocabulary:
     def __init__(self, data: TokenizerData) -> None:
         if not data.stops:
             raise BadInput("this model has no token that ends an answer, so none can be held to a JSON schema")
+        from p2pgrid.engine.tokenizer import Tokenizer  # 5 MB of libraries
+
         self._tokenizer = Tokenizer(data)
         texts = [self._tokenizer.bytes_of(token) for token in range(self._tokenizer.vocab)]
         self.eos_token_id = data.stops[0]

@@ -160,7 +160,7 @@ def test_answers_part_from_another_implementation_only_at_near_ties() -> None:
     for case in REFERENCE["cases"]:
         if case["kind"] == "score":
             continue
-        ours = answers[case["messages"][0]["content"], GREEDY]
+        ours = answers[Request(case["messages"][0]["content"], max_tokens=MAX_TOKENS, sampling=GREEDY)]
         for token, theirs, margin in zip(ours, case["fp32_greedy_ids"], case["margins"], strict=False):
             if token != theirs:
                 assert margin < NEAR_TIE, f"{case['name']}: {ours} is not {case['fp32_greedy_ids']}"
