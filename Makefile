@@ -20,7 +20,7 @@ install: $(VENV)/.installed-dev ## p2pgrid and its development tools into .venv
 
 demo: $(VENV)/.installed ## three nodes on this machine answer a question together
 	@$(BIN)/p2pgrid models pull $(MODEL)
-	@$(BIN)/p2pgrid swarm --nodes 3 --model $(MODEL) --prompt "What is the capital of France?"
+	@$(BIN)/p2pgrid swarm --nodes 3 --model $(MODEL) --prompt "Explain gravity in two sentences."
 
 test: $(VENV)/.installed-dev ## the whole test suite
 	@$(check_browser)

@@ -45,7 +45,7 @@ def generate(
 ) -> None:
     """Ask a model, and stream its answer.
 
-    Example: p2pgrid generate --bootstrap /ip4/127.0.0.1/tcp/4001/p2p/12D3Koo… "What is the capital of France?"
+    Example: p2pgrid generate --bootstrap /ip4/127.0.0.1/tcp/4001/p2p/12D3Koo… "Explain gravity in two sentences."
     """
     sampling = sampling_of(temperature, top_p, top_k, seed, presence_penalty, frequency_penalty)
     schema = "" if json_schema is None else read_text(json_schema)

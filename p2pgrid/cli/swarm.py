@@ -49,7 +49,7 @@ def swarm(
 
     The processes know only the bootstrap's address; all of them end with this command.
 
-    Example: p2pgrid swarm --nodes 3 --prompt "What is the capital of France?"
+    Example: p2pgrid swarm --nodes 3 --prompt "Explain gravity in two sentences."
     """
     sampling = sampling_of(temperature, top_p, top_k, seed)
     request = (
