@@ -27,6 +27,7 @@ PROTOCOL_PAGES = ROOT / "docs" / "protocols"
 MODULE_LINES_MAX = 320
 FUNCTION_LINES_MAX = 75
 BROAD_EXCEPTS_MAX = 8
+FILE_BYTES_MAX = 500_000
 MESSAGES = (messages, adverts, transfer_messages)
 PROTOCOLS: dict[str, Any] = {
     messages.STAGE_PROTOCOL: messages.LinkMessage,
@@ -101,6 +102,11 @@ def test_nothing_is_left_unfinished() -> None:
         if marks.search(line)
     ]
     assert not found
+
+
+def test_nothing_big_is_committed() -> None:
+    """What programs write for themselves, above all."""
+    assert not [place(path, 1) for path in tracked_files() if path.stat().st_size > FILE_BYTES_MAX]
 
 
 def test_every_package_has_something_in_it() -> None:

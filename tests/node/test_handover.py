@@ -6,6 +6,7 @@ import msgspec
 import pytest
 import trio
 
+from p2pgrid.ids import PeerId
 from p2pgrid.node.client import open_session
 from p2pgrid.node.recovering import RecoveringSession
 from p2pgrid.services.pipeline import Terms
@@ -45,6 +46,25 @@ async def test_it_may_leave_in_the_middle_of_a_prompt(hop: int, autojump_clock: 
     async with swarm(doubled(3), cost_s=0.03) as here:
         answer = await here.ask({0: leaving(here, hop)})
         assert answer.token_ids == await alone(SEEDED, max_tokens=TOKENS)
+        await here.check_nothing_is_left()
+
+
+@pytest.mark.parametrize("later_s", [0.0, 0.002, 0.004, 0.008, 0.02])
+async def test_a_stage_may_leave_while_its_neighbour_is_lost(later_s: float, autojump_clock: trio.abc.Clock) -> None:
+    async with swarm(doubled(3), latency_s=0.003) as here, trio.open_nursery() as tasks:
+
+        def strike(session: RecoveringSession) -> None:
+            tasks.start_soon(leave_later, session.route[1].peer)
+            here.kill(session.route[2].peer)
+
+        async def leave_later(peer: PeerId) -> None:
+            await trio.sleep(later_s)
+            here.life_of(peer).stop.set()
+            here.gone.add(peer)
+
+        answer = await here.ask({5: strike})
+        assert answer.token_ids == await alone(SEEDED, max_tokens=TOKENS)
+        assert not here.gone & {stage.peer for stage in answer.route}
         await here.check_nothing_is_left()
 
 

@@ -118,12 +118,15 @@ class Worker:
 
     async def _offer(self, session: Session, to: Hop) -> None:
         machine = session.seat.machine
-        moved = Moved(machine.id, machine.epoch, machine.hop, to)
+
+        async def tell() -> None:
+            await session.say(Moved(machine.id, machine.epoch, machine.hop, to))
+
         try:
-            await give(self._here, self._transport, session, to, lambda: session.say(moved))
+            await give(self._here, self._transport, session, to, tell)
         except PeerError as error:
             log.debug("a session was not handed over", to=to.peer, error=str(error))
-            if session.waits and machine.epoch == moved.epoch:
+            if session.waits:
                 self._end(session, "the node is leaving")  # its client finds another route sooner than we
         else:
             self._end(session, None)
