@@ -7,9 +7,10 @@ from tests.toy_tokenizer import TOKENIZER, VOCAB
 
 CONTEXT_MAX = 256
 
-DESCRIPTION = ModelDescription(
-    MODEL,
-    Manifest(
+
+def toy_manifest(tokenizer: str, vocab: int, context: int = CONTEXT_MAX) -> Manifest:
+    """`tokenizer` is its digest."""
+    return Manifest(
         format=1,
         architecture="toy",
         layers=LAYERS,
@@ -18,15 +19,16 @@ DESCRIPTION = ModelDescription(
         kv_heads=1,
         head_dim=16,
         ffn=16,
-        vocab=VOCAB,
-        context=CONTEXT_MAX,
-        rope_theta=1.0,
-        norm_eps=1.0,
-        weights="0" * 64,
+        vocab=vocab,
+        context=context,
+        rope_theta=1e4,
+        norm_eps=1e-5,
+        weights="ab" * 32,
         weights_bytes=0,
-        tokenizer="0" * 64,
+        tokenizer=tokenizer,
         tensors=(),
         parts={},
-    ),
-    TOKENIZER,
-)
+    )
+
+
+DESCRIPTION = ModelDescription(MODEL, toy_manifest("0" * 64, VOCAB), TOKENIZER)

@@ -26,30 +26,13 @@ from p2pgrid.ids import Span
 from p2pgrid.net.memory_transport import MemoryNetwork
 from p2pgrid.node.client import ModelDescription, wait_for_route
 from p2pgrid.settings import PipelineSettings
-from p2pgrid.wire.manifest import Manifest, TokenizerData
+from p2pgrid.wire.manifest import TokenizerData
 from tests.bench.kept import KeptBench
 from tests.swarm_kit import LAYERS, MODEL, PROMPT, alone, cut, joined, living
+from tests.toy_model import toy_manifest
 
 TOKENIZER = TokenizerData(1, "gpt2", "smollm", ("a", "b"), (1, 1), (), None, None, (), False, None)
-MANIFEST = Manifest(
-    format=1,
-    architecture="toy",
-    layers=LAYERS,
-    hidden=16,
-    heads=1,
-    kv_heads=1,
-    head_dim=16,
-    ffn=16,
-    vocab=2,
-    context=64,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    weights="ab" * 32,
-    weights_bytes=0,
-    tokenizer=hashlib.sha256(TOKENIZER.to_bytes()).hexdigest(),
-    tensors=(),
-    parts={},
-)
+MANIFEST = toy_manifest(hashlib.sha256(TOKENIZER.to_bytes()).hexdigest(), vocab=2, context=64)
 TOY = ModelDescription(MODEL, MANIFEST, TOKENIZER)
 
 

@@ -19,7 +19,7 @@ from p2pgrid.node.peer import Peer
 from p2pgrid.services.blobs import BlobServer
 from p2pgrid.services.pipeline import Terms
 from p2pgrid.settings import LinkSettings
-from p2pgrid.wire.manifest import Manifest, TokenizerData
+from p2pgrid.wire.manifest import TokenizerData
 from tests.net.peers import identity, linked
 from tests.swarm_kit import (
     GREEDY,
@@ -38,6 +38,7 @@ from tests.swarm_kit import (
     serving_advert,
     wall,
 )
+from tests.toy_model import toy_manifest
 
 TOKENIZER = TokenizerData(
     format=1,
@@ -54,33 +55,11 @@ TOKENIZER = TokenizerData(
 )
 
 
-def manifest_of(tokenizer: str) -> Manifest:
-    return Manifest(
-        format=1,
-        architecture="toy",
-        layers=LAYERS,
-        hidden=16,
-        heads=1,
-        kv_heads=1,
-        head_dim=16,
-        ffn=16,
-        vocab=2,
-        context=64,
-        rope_theta=1e4,
-        norm_eps=1e-5,
-        weights="ab" * 32,
-        weights_bytes=0,
-        tokenizer=tokenizer,
-        tensors=(),
-        parts={},
-    )
-
-
 def digest_of(blob: bytes) -> str:
     return hashlib.sha256(blob).hexdigest()
 
 
-GOOD = manifest_of(digest_of(TOKENIZER.to_bytes()))
+GOOD = toy_manifest(digest_of(TOKENIZER.to_bytes()), vocab=2, context=64)
 
 
 @asynccontextmanager
@@ -113,7 +92,7 @@ async def test_the_description_comes_from_a_peer_that_serves_the_model(autojump_
 @pytest.mark.parametrize("first", ["lies", "has nothing", "lies about the tokenizer"])
 async def test_a_peer_that_gives_a_false_description_is_passed_over(first: str, autojump_clock: trio.abc.Clock) -> None:
     wrong: dict[str, dict[str, bytes]] = {
-        "lies": {GOOD.id: manifest_of("0" * 64).to_bytes()},
+        "lies": {GOOD.id: toy_manifest("0" * 64, vocab=2, context=64).to_bytes()},
         "has nothing": {},
         "lies about the tokenizer": all_blobs() | {digest_of(TOKENIZER.to_bytes()): b"{}"},
     }
