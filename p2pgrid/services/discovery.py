@@ -34,11 +34,18 @@ log = structlog.get_logger()
 
 WITHDRAW_S_MAX = 0.5
 EARLY_PAUSE_S = (0.1, 0.4)
-"""When a peer was lost the next round comes this soon, and tells of it."""
+"""When a peer was lost the next rounds come this soon, and tell of it."""
+EARLY_ROUNDS = 2
+EARLY_PEERS = 3
+"""So few are told in such a round, as each of them goes on telling: a swarm that moves its answers to the peers that
+are left needs the processor for them."""
 DOUBT_S = 1.0
 """For so long after a peer has answered us, others who say that they lost it are not believed."""
 LOOK_UP_S_MAX = 60.0
 """The DHT is asked at least this often."""
+LOOK_UP_AFTER_LOSS_S = (2.0, 10.0)
+"""When a peer was lost, somebody may have come in its place. Those who lost it at the same moment do not all ask the
+DHT at that moment, when answers move to the peers that are left and need the processor."""
 SECOND_ANNOUNCE_S = 20.0
 """A DHT peer drops provider records that come too fast, and says nothing: the first one is written twice."""
 
@@ -119,7 +126,7 @@ class Discovery:
         """The link to that peer broke: forget it, soon ask whether it is there all the same, and tell others."""
         contact = self.view.forget(peer)
         if contact is not None:
-            self._look_ups.clear()  # somebody may have come in its place
+            self._look_up_soon()
             self._doubt(contact)
 
     def _doubt(self, contact: Contact) -> None:
@@ -190,14 +197,23 @@ class Discovery:
         pause_s = refresh_s if news else min(2 * self._look_ups.get(model, (0.0, refresh_s / 2))[1], LOOK_UP_S_MAX)
         self._look_ups[model] = trio.current_time() + pause_s, pause_s
 
+    def _look_up_soon(self) -> None:
+        soon_s = trio.current_time() + self._rng.uniform(*LOOK_UP_AFTER_LOSS_S)
+        for model, (due_s, _) in self._look_ups.items():
+            self._look_ups[model] = min(due_s, soon_s), self._settings.refresh_s
+
     async def _keep_refreshed(self) -> None:
+        early_rounds = 0
         while True:
             for model in sorted(self.interests):
-                await self.refresh(model)
+                await self.refresh(model, look_up=not early_rounds, peers_max=EARLY_PEERS if early_rounds else None)
+            early_rounds = max(early_rounds - 1, 0)
             with trio.move_on_after(self._settings.refresh_s * self._rng.uniform(0.8, 1.2)):
-                await self._early.wait()
+                if not early_rounds:
+                    await self._early.wait()
                 await trio.sleep(self._rng.uniform(*EARLY_PAUSE_S))
-            self._early = trio.Event()
+            if self._early.is_set():
+                early_rounds, self._early = EARLY_ROUNDS, trio.Event()
 
     async def _keep_announced(self) -> None:
         await self._published.wait()
