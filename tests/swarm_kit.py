@@ -302,8 +302,10 @@ def serving_advert(peer: PeerId, span: Span | None = WHOLE, **changes: object) -
 class Life:
     """A node that lives, and what was seen of it."""
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, cost_s: float = 0.001) -> None:
         self.peer = peer
+        self.cost_s = cost_s
+        """Of a step from now on."""
         self.stop = trio.Event()
         self.phases: list[tuple[Phase, Span | None]] = []
         self.stages: list[CountedStage] = []
@@ -365,13 +367,13 @@ async def living(
 ) -> AsyncIterator[Life]:
     """A node from its joining on, whose steps take `cost_s`; the context cuts its life short unless it has ended."""
     async with joined(network, number) as peer, trio.open_nursery() as tasks:
-        life = Life(peer)
+        life = Life(peer, cost_s)
         node = node_of(
             life,
             span,
             span_max=span_max,
             make=lambda chosen: CountedStage(chosen, rows, context_max=context_max),
-            executor=InlineExecutor(cost_s),
+            executor=InlineExecutor(lambda: life.cost_s),
         )
 
         async def live() -> None:

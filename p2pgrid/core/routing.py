@@ -28,6 +28,12 @@ TOKEN_S = 0.03
 """How long a token takes, for how many of them a node is expected to stay."""
 STAY_S_MIN = 30.0
 """A node that has only just come is expected to stay this long; one that has served, as long again as it has."""
+SLACK = 20.0
+"""An answer may take so many times as long as adverts promise: others are served besides, a machine gets slower."""
+PATIENCE_S_MIN = 3.0
+"""Longer than it takes to notice a peer that says nothing at all."""
+READ_AT_ONCE = 4
+"""Positions of a prompt that take no longer than one token of an answer, at least."""
 REPLICAS_MAX = 16
 """So many stages of one span are looked at, the quickest; the search takes time in the cube of this."""
 
@@ -82,6 +88,23 @@ def stage_ms(advert: Advert, positions: int, now_s: float, *, preferred: bool = 
     if preferred:
         return ms - PREFERRED_MS
     return ms if _has_room(advert, positions) else ms + FULL_MS
+
+
+def route_ms(adverts: Sequence[Advert], route: Sequence[Hop]) -> float:
+    """What a token spends on the way round `route`, as its stages say; those without an advert count as nothing."""
+    peers = [hop.peer for hop in route]
+    known = {a.peer: a for a in adverts if a.peer in peers}
+    delays = _Delays([*known.values()])
+    computing_ms = sum(a.step_ms + a.queue_ms for a in known.values())
+    return computing_ms + sum(delays.between_ms(a, b) for a, b in zip(peers, [*peers[1:], peers[0]], strict=True))
+
+
+def patience_s(token_ms: float, positions: int) -> float:
+    """How long an answer is waited for before its stages are asked whether they still compute.
+
+    `token_ms` is what `route_ms` gives, `positions` how many were sent since the last answer.
+    """
+    return max(PATIENCE_S_MIN, SLACK * token_ms / 1000 * max(1.0, positions / READ_AT_ONCE))
 
 
 def leaving_ms(served_s: float, positions: int) -> float:

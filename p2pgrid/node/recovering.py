@@ -7,11 +7,11 @@ import trio
 
 from p2pgrid.core.generation import SendStep
 from p2pgrid.core.recovery import Recovery
-from p2pgrid.core.routing import explain_no_route
+from p2pgrid.core.routing import explain_no_route, patience_s, route_ms
 from p2pgrid.errors import NoRoute, Overloaded, PeerError
 from p2pgrid.ids import ModelId, PeerId, SessionId
 from p2pgrid.node.peer import Peer
-from p2pgrid.services.pipeline import HandedOver, PipelineSession, Terms
+from p2pgrid.services.pipeline import HandedOver, PipelineSession, Stalled, Terms
 from p2pgrid.wire.messages import Hop, Scores, Token
 
 log = structlog.get_logger()
@@ -46,6 +46,10 @@ class RecoveringSession:
         self._why: PeerError | None = None
         """What came first since the last answer: of all that goes wrong then it says most."""
         self._give_up_at_s = 0.0
+        self._unanswered = 0
+        """Positions sent since the last answer."""
+        self._silent_s = 0.0
+        """How long the last answer was waited for when the stages were last asked."""
 
     @property
     def id(self) -> SessionId:
@@ -61,6 +65,7 @@ class RecoveringSession:
 
     async def send(self, step: SendStep) -> None:
         """To stage 0. Raises NoRoute, or the PeerError that nothing could be done about."""
+        self._unanswered += len(step.tokens)
         try:
             await self._session.send(step)
         except PeerError as error:
@@ -69,14 +74,39 @@ class RecoveringSession:
     async def receive(self) -> Token | Scores:
         """The next answer of the last stage. Raises as `send`."""
         while True:
+            wait_s = self._patience_s()
             try:
-                answer = await self._session.receive()
+                answer = await self._session.receive(wait_s)
+            except Stalled as stall:
+                self._silent_s += wait_s
+                await self._ask_who_computes(stall)
             except PeerError as error:
                 await self._recover(error)
             else:
                 self._answers += 1
-                self._attempts = 0
+                self._attempts = self._unanswered = 0
+                self._silent_s = 0.0
                 return answer
+
+    def _patience_s(self) -> float:
+        """By the speed that the stages advertise; twice as long each time that all of them say they compute."""
+        left_s = self._peer.settings.token_s_max - self._silent_s
+        if self._session.relayed:
+            return left_s
+        token_ms = route_ms(self._peer.adverts(self._model), self._session.route)
+        return min(max(patience_s(token_ms, self._unanswered), self._silent_s), left_s)
+
+    async def _ask_who_computes(self, stall: Stalled) -> None:
+        """Go on along the same route: nothing is computed again but the one step that is waited for, and a stage whose
+        step never ends does not answer. A slow one does.
+        """
+        if self._silent_s >= self._peer.settings.token_s_max:
+            raise stall
+        log.debug("no token for long: the stages are asked", waited_s=self._silent_s)
+        try:
+            await self._session.reroute(self._session.route)
+        except PeerError as error:
+            await self._recover(error)
 
     async def _recover(self, error: PeerError) -> None:
         if self._session.relayed:

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from p2pgrid.core.routing import (
     FULL_MS,
     HOP_MS,
+    PATIENCE_S_MIN,
     PREFERRED_MS,
     RECOVERY_MS,
     REPLAY_MS,
     STAY_S_MIN,
     TOKEN_S,
     find_route,
+    patience_s,
+    route_ms,
     weighted_spread_ms,
 )
 from p2pgrid.core.swarm_view import missing_layers
@@ -258,3 +261,21 @@ def test_the_messages_are_one_line_and_say_what_to_do() -> None:
         "every layer of 0:12 is held, but no chain of stages joins up (0:8, 4:12, 10:12): start a node with --layers"
         " that ends where another one starts"
     )
+
+
+@bounded
+@given(st.floats(0, 1e4), st.floats(0, 1e4), st.integers(0, 10_000), st.integers(0, 10_000))
+def test_patience_grows_with_what_is_waited_for(one_ms: float, other_ms: float, some: int, more: int) -> None:
+    slow_ms, some, more = max(one_ms, other_ms), min(some, more), max(some, more)
+    assert PATIENCE_S_MIN <= patience_s(min(one_ms, other_ms), some) <= patience_s(slow_ms, some)
+    assert patience_s(slow_ms, some) <= patience_s(slow_ms, more)
+    assert patience_s(slow_ms, some) >= 10 * slow_ms / 1000, "a slow machine is given many times what it promised"
+
+
+def test_a_routes_time_is_what_its_stages_and_the_ways_between_them_take() -> None:
+    first = advert("A", (0, 3), layers=LAYERS, step_ms=5, queue_ms=1, delays_ms={PeerId("B"): 4.0})
+    last = advert("B", (3, LAYERS), layers=LAYERS, step_ms=7)
+    other = advert("C", (3, LAYERS), layers=LAYERS, step_ms=1000)
+    route = find_route([first, last], LAYERS)
+    assert route_ms([first, last, other], route) == 5 + 1 + 4 + 7 + 4
+    assert route_ms([], route) == 2 * HOP_MS, "of strangers nothing is promised"

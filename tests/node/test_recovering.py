@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from p2pgrid.core.generation import SendStep
+from p2pgrid.core.routing import PATIENCE_S_MIN
 from p2pgrid.errors import NoRoute, PeerUnavailable
 from p2pgrid.ids import PeerId, Span
 from p2pgrid.net.memory_transport import MemoryNetwork
@@ -18,9 +19,10 @@ from p2pgrid.node.client import open_session
 from p2pgrid.node.peer import Peer
 from p2pgrid.node.recovering import RecoveringSession
 from p2pgrid.services.pipeline import Terms
+from p2pgrid.services.pipeline.session import Heard
 from p2pgrid.services.worker import Worker, sent
 from p2pgrid.settings import LinkSettings, PipelineSettings
-from p2pgrid.wire.messages import Sampling
+from p2pgrid.wire.messages import Sampling, Token
 from tests.swarm_kit import (
     CHUNK,
     CONTEXT_MAX,
@@ -176,6 +178,60 @@ async def test_a_frozen_stage_is_noticed_within_two_seconds(hop: int, autojump_c
         answer = await here.ask({7: lambda session: here.freeze(session.route[hop].peer)})
         assert answer.token_ids == await alone(SEEDED, max_tokens=TOKENS)
         assert SILENCE_S - 0.6 < here.gap_s < 2.5
+        await here.check_nothing_is_left()
+
+
+@pytest.mark.parametrize("hop", range(3))
+async def test_a_stage_whose_step_never_ends_is_replaced_although_its_links_live(
+    hop: int, autojump_clock: trio.abc.Clock
+) -> None:
+    async with swarm(doubled(3)) as here:
+
+        def strike(session: RecoveringSession) -> None:
+            stuck = session.route[hop].peer
+            here.life_of(stuck).cost_s = 30.0
+            here.gone.add(stuck)
+
+        answer = await here.ask({7: strike})
+        for stuck in here.gone:
+            here.life_of(stuck).cost_s = 0.01  # or canary tokens would queue there for ever
+        assert answer.token_ids == await alone(SEEDED, max_tokens=TOKENS)
+        assert [recovery.lost[0] for recovery in answer.recoveries] == [*here.gone]
+        assert PATIENCE_S_MIN < here.gap_s < PATIENCE_S_MIN + PipelineSettings().open_s_max + 1
+        await here.check_nothing_is_left()
+
+
+async def test_a_slow_stage_is_asked_and_not_called_dead(autojump_clock: trio.abc.Clock) -> None:
+    """A step of it takes longer than any that its advert spoke of."""
+    async with swarm(doubled(3)) as here:
+
+        def slow(session: RecoveringSession) -> None:
+            here.life_of(session.route[1].peer).cost_s = PATIENCE_S_MIN + 1
+
+        answer = await here.ask({7: slow}, max_tokens=12)
+        assert answer.token_ids == (await alone(SEEDED, max_tokens=TOKENS))[:12]
+        assert not answer.recoveries
+        assert here.gap_s > PATIENCE_S_MIN
+        await here.check_nothing_is_left()
+
+
+async def test_a_silence_ends_the_answer_after_all(autojump_clock: trio.abc.Clock) -> None:
+    """Every stage says that it computes, and no token comes."""
+    async with swarm(cut(3), settings=PipelineSettings(prefill_chunk=CHUNK, token_s_max=20.0)) as here:
+
+        def mute(session: RecoveringSession) -> None:
+            take = session._session.take
+
+            def without_tokens(peer: PeerId, message: Heard) -> None:
+                if not isinstance(message, Token):
+                    take(peer, message)
+
+            session._session.take = without_tokens  # type: ignore[method-assign]
+
+        began_s = trio.current_time()
+        with pytest.raises(PeerUnavailable, match="no token"):
+            await here.ask({7: mute})
+        assert 20 < trio.current_time() - began_s < 25
         await here.check_nothing_is_left()
 
 

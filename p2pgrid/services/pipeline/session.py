@@ -46,6 +46,10 @@ class HandedOver(PeerUnavailable):
         self.route = route
 
 
+class Stalled(PeerUnavailable):
+    """No answer came for long, although every link of the route is alive."""
+
+
 @dataclass(frozen=True)
 class Terms:
     """What a client asks of every stage of a session; see the fields of `Open`."""
@@ -225,21 +229,21 @@ class PipelineSession:
             self._check()
             raise PeerUnavailable(f"{self.name(hop)} cannot be reached: {error}", self.route[hop].peer) from error
 
-    async def receive(self) -> Answer:
-        """The next answer of the last stage. Raises what ended the session, or PeerUnavailable after a long silence.
+    async def receive(self, patience_s: float | None = None) -> Answer:
+        """The next answer of the last stage. Raises what ended the session; Stalled when none came for `patience_s`
+        (None = as long as the settings allow), and then it may still come.
 
         What came before the session ended is given first.
         """
         if not self._answers:
-            with trio.move_on_after(self._settings.token_s_max) as patience:
+            limit_s = self._settings.token_s_max if patience_s is None else patience_s
+            with trio.move_on_after(limit_s) as patience:
                 while not self._answers:
                     self._check()
                     self._news = trio.Event()
                     await self._news.wait()
             if patience.cancelled_caught:
-                raise PeerUnavailable(
-                    f"the pipeline gave no token for {self._settings.token_s_max:.0f} s", self.route[-1].peer
-                )
+                raise Stalled(f"the pipeline gave no token for {limit_s:.0f} s", self.route[-1].peer)
         return self._answers.popleft()
 
     # ── what is heard ────────────────────────────────────────────────────────────────────────────────────
