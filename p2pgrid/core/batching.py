@@ -6,6 +6,7 @@ The policy is a table in docs/scheduling.md.
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 BATCH_ROWS_MAX = 32
 """Most rows in one decode batch."""
@@ -80,6 +81,11 @@ class Scheduler:
         if any(step.count > 1 for step in self._waiting.values()):
             return 0
         return min(len(self._waiting), self._rows_max)
+
+    @property
+    def kind(self) -> Literal["decode", "prefill"]:
+        """What waits: decode steps, perhaps beside prefill steps, or prefill steps alone."""
+        return "decode" if any(step.count == 1 for step in self._waiting.values()) else "prefill"
 
     def add(self, step: Waiting) -> None:
         """The caller adds a row's next step once the one before was taken. Raises ValueError otherwise."""

@@ -32,8 +32,8 @@ SLACK = 20.0
 """An answer may take so many times as long as adverts promise: others are served besides, a machine gets slower."""
 PATIENCE_S_MIN = 3.0
 """Longer than it takes to notice a peer that says nothing at all."""
-READ_AT_ONCE = 4
-"""Positions of a prompt that take no longer than one token of an answer, at least."""
+READ_AT_ONCE = 16
+"""Positions of a prompt that take about as long as one token of an answer, or longer."""
 REPLICAS_MAX = 16
 """So many stages of one span are looked at, the quickest; the search takes time in the cube of this."""
 

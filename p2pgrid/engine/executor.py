@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import trio
 
-from p2pgrid.engine.turns import Turn, Turns
+from p2pgrid.engine.turns import Kind, Turn, Turns
 
 T = TypeVar("T")
 
@@ -22,9 +22,9 @@ class LaneExecutor:
         self._lane = trio.CapacityLimiter(1)
         self._turns = turns
 
-    def turn(self) -> AbstractAsyncContextManager[Turn]:
+    def turn(self, kind: Kind) -> AbstractAsyncContextManager[Turn]:
         """See `engine.stage.Executor`."""
-        return nullcontext(_no_turn()) if self._turns is None else self._turns.take()
+        return nullcontext(_no_turn()) if self._turns is None else self._turns.take(kind)
 
     def turn_at_once(self, expected_s: float | None) -> Turn | None:
         """See `engine.stage.Executor`."""
@@ -54,7 +54,7 @@ class InlineExecutor:
         self._cost_s = cost_s
         self._lane = trio.StrictFIFOLock()
 
-    def turn(self) -> AbstractAsyncContextManager[Turn]:
+    def turn(self, kind: Kind) -> AbstractAsyncContextManager[Turn]:
         """See `engine.stage.Executor`."""
         return nullcontext(_no_turn())
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
-from p2pgrid.engine.turns import Turn
+from p2pgrid.engine.turns import Kind, Turn
 from p2pgrid.ids import Span
 from p2pgrid.wire.tensors import Floats, Ints
 
@@ -80,8 +80,11 @@ class Executor(Protocol):
         Work that is `expected_s` to be over soon may run at once, in the caller's own thread.
         """
 
-    def turn(self) -> AbstractAsyncContextManager[Turn]:
-        """Our turn to compute, where stages of one machine take turns. Whoever chooses what to run does so in it."""
+    def turn(self, kind: Kind) -> AbstractAsyncContextManager[Turn]:
+        """Our turn to compute, where stages of one machine take turns, with work of that `kind` waiting.
+
+        Whoever chooses what to run does so in it.
+        """
 
     def turn_at_once(self, expected_s: float | None) -> Turn | None:
         """The same without waiting, for work of `expected_s` that the caller runs itself, right now, on the event loop.

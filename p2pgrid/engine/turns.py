@@ -1,6 +1,8 @@
 """Stages on one machine compute in turns: two at once would wait for each other's cores inside every operation.
 
-Whoever waits for its turn finds more steps to run together when it comes. docs/decisions/0017 weighs it.
+Whoever waits for its turn finds more steps to run together when it comes. docs/decisions/0017 weighs it. A turn of
+decode steps is followed by one with a prefill step, and that by one of decode steps, as long as both wait somewhere on
+the machine: prompts that are read at three stages at once would take most turns, and answers stutter.
 
 The turn is a lock on a file, which ends with its holder however that ends. A holder that is stopped in the middle is
 waited for `PATIENCE_S`, and then for a while no more.
@@ -12,17 +14,57 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Literal
 
 import trio
 
 from p2pgrid.errors import LocalFault
 
+Kind = Literal["decode", "prefill"]
+KINDS: tuple[Kind, ...] = ("decode", "prefill")
 PATIENCE_S = 0.5
 """Longer than any step takes."""
 DISTRUST_S = 5.0
 LOOK_S = 0.005
 """A waiter looks by itself so often, should the news of a free turn be lost."""
 STEP_ASIDE_S = 0.0005
+
+
+class _Line:
+    """Those of all processes who wait with work of one kind: a shared lock while they do, a pipe by which they hear."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._queue = os.open(folder / f"{name}-queue", os.O_RDWR | os.O_CREAT, 0o600)
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(folder / f"{name}-news", 0o600)
+        self._news = os.open(folder / f"{name}-news", os.O_RDWR | os.O_NONBLOCK)
+
+    def enter(self) -> None:
+        fcntl.flock(self._queue, fcntl.LOCK_SH)
+
+    def leave(self) -> None:
+        fcntl.flock(self._queue, fcntl.LOCK_UN)
+
+    def is_empty(self) -> bool:
+        free = _locks(self._queue, fcntl.LOCK_EX)
+        if free:
+            self.leave()
+        return free
+
+    def tell(self) -> None:
+        """One of those who wait that the turn is free."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._news, b".")
+
+    async def hear(self) -> None:
+        with trio.move_on_after(LOOK_S):
+            await trio.lowlevel.wait_readable(self._news)
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._news, 64)
+
+    def close(self) -> None:
+        os.close(self._queue)
+        os.close(self._news)
 
 
 class Turns:
@@ -32,19 +74,16 @@ class Turns:
         """Raises LocalFault when the folder cannot be used."""
         try:
             self._turn = os.open(folder / "turn", os.O_RDWR | os.O_CREAT, 0o600)
-            self._queue = os.open(folder / "queue", os.O_RDWR | os.O_CREAT, 0o600)
-            with contextlib.suppress(FileExistsError):
-                os.mkfifo(folder / "news", 0o600)
-            self._news = os.open(folder / "news", os.O_RDWR | os.O_NONBLOCK)
+            self._lines: dict[Kind, _Line] = {kind: _Line(folder, kind) for kind in KINDS}
         except OSError as error:
             raise LocalFault(f"cannot take turns in {folder}: {error.strerror}") from error
         self._step_aside = False
         self._distrust_until = float("-inf")
 
     @asynccontextmanager
-    async def take(self) -> "AsyncIterator[Turn]":
+    async def take(self, kind: Kind = "decode") -> "AsyncIterator[Turn]":
         """Our turn, for as long as the context lasts, or until it ends itself."""
-        turn = Turn(self, held=await self._acquire())
+        turn = Turn(self, held=await self._acquire(self._lines[kind]))
         try:
             yield turn
         finally:
@@ -60,10 +99,11 @@ class Turns:
         return Turn(self, held=True)
 
     def close(self) -> None:
-        for descriptor in (self._turn, self._queue, self._news):
-            os.close(descriptor)
+        os.close(self._turn)
+        for line in self._lines.values():
+            line.close()
 
-    async def _acquire(self) -> bool:
+    async def _acquire(self, line: _Line) -> bool:
         """Whether the turn is ours; False when its holder seems to be stuck, and we go on beside it."""
         if self._step_aside:  # whoever waited goes first
             self._step_aside = False
@@ -72,39 +112,32 @@ class Turns:
             return True
         if trio.current_time() < self._distrust_until:
             return False
-        fcntl.flock(self._queue, fcntl.LOCK_SH)
+        line.enter()
         try:
             with trio.move_on_after(PATIENCE_S):
                 while not _locks(self._turn, fcntl.LOCK_EX):
-                    await self._hear()
+                    await line.hear()
                 with trio.CancelScope(shield=True):
                     await trio.lowlevel.checkpoint()  # what the holder before us sent may be read now, and join
                 return True
         finally:
-            fcntl.flock(self._queue, fcntl.LOCK_UN)
+            line.leave()
         self._distrust_until = trio.current_time() + DISTRUST_S
         return False
 
     def is_awaited(self) -> bool:
         """Whether somebody waits for our turn to end."""
-        free = _locks(self._queue, fcntl.LOCK_EX)
-        if free:
-            fcntl.flock(self._queue, fcntl.LOCK_UN)
-        return not free
+        return not all(line.is_empty() for line in self._lines.values())
 
-    def release(self) -> None:
-        """Of `Turn`: let the next one begin."""
-        self._step_aside = self.is_awaited()
+    def release(self, kind: Kind) -> None:
+        """Of `Turn`: let the next one begin, with work of the other kind if anybody has such."""
+        waiting = [line for other, line in self._lines.items() if not line.is_empty() and other != kind]
+        if not waiting and not self._lines[kind].is_empty():
+            waiting = [self._lines[kind]]
+        self._step_aside = bool(waiting)
         fcntl.flock(self._turn, fcntl.LOCK_UN)
-        if self._step_aside:
-            with contextlib.suppress(BlockingIOError):
-                os.write(self._news, b".")
-
-    async def _hear(self) -> None:
-        with trio.move_on_after(LOOK_S):
-            await trio.lowlevel.wait_readable(self._news)
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._news, 64)
+        for line in waiting:
+            line.tell()
 
 
 class Turn:
@@ -112,19 +145,21 @@ class Turn:
 
     def __init__(self, turns: Turns | None, *, held: bool) -> None:
         self._turns = turns
+        self._kind: Kind = "decode"
         self.held = held
 
-    def computed(self, *, joining: bool) -> None:
+    def computed(self, kind: Kind) -> None:
         """The computing is over. The turn ends now, so that whoever gets the results need not wait for it; but not
-        while somebody waits whose next step may have our results `joining` it: then it ends once they were sent.
+        after decode steps while somebody waits whose next ones ours may join: then it ends once they were sent.
         """
-        if self.held and self._turns is not None and not (joining and self._turns.is_awaited()):
+        self._kind = kind
+        if self.held and self._turns is not None and not (kind == "decode" and self._turns.is_awaited()):
             self.end()
 
     def end(self) -> None:
         """Idempotent."""
         if self.held and self._turns is not None:
-            self._turns.release()
+            self._turns.release(self._kind)
         self.held = False
 
 

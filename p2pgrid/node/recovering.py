@@ -90,17 +90,18 @@ class RecoveringSession:
 
     def _patience_s(self) -> float:
         """By the speed that the stages advertise; twice as long each time that all of them say they compute."""
-        left_s = self._peer.settings.token_s_max - self._silent_s
-        if self._session.relayed:
-            return left_s
+        longest_s = self._peer.settings.token_s_max
+        return longest_s if self._session.relayed else min(max(self._promised_s(), self._silent_s), longest_s)
+
+    def _promised_s(self) -> float:
         token_ms = route_ms(self._peer.adverts(self._model), self._session.route)
-        return min(max(patience_s(token_ms, self._unanswered), self._silent_s), left_s)
+        return patience_s(token_ms, self._unanswered)
 
     async def _ask_who_computes(self, stall: Stalled) -> None:
         """Go on along the same route: nothing is computed again but the one step that is waited for, and a stage whose
-        step never ends does not answer. A slow one does.
+        step never ends does not answer. A slow one does, and is given what its advert asks for.
         """
-        if self._silent_s >= self._peer.settings.token_s_max:
+        if self._session.relayed or self._silent_s >= max(self._peer.settings.token_s_max, self._promised_s()):
             raise stall
         log.debug("no token for long: the stages are asked", waited_s=self._silent_s)
         try:

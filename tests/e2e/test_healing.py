@@ -92,7 +92,6 @@ async def _kill_and_wait() -> None:
         assert answer.returncode == 0, answer.stderr
         assert answer.stdout == expected.stdout
         assert time.monotonic() - killed_at < healed_s_max
-        print(time.monotonic() - killed_at)
         assert len(set(spans(swarm.nodes()))) == 3
 
 
@@ -120,6 +119,5 @@ async def _freeze_and_ask() -> None:
             assert time.monotonic() - asked_at < ERROR_S_MAX * slower
             assert answer.returncode == 1
             assert missing in answer.stderr
-            print(time.monotonic() - asked_at)
         finally:
             os.kill(victim.pid, signal.SIGCONT)

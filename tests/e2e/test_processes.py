@@ -162,11 +162,11 @@ def ask_and_strike(swarm: RunningSwarm, pid_of: Callable[[], int], blow: signal.
     return (wrote + rest).decode(), said.decode(), time.monotonic() - hit_at
 
 
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("layer", [0, 15, 29])
+@pytest.mark.parametrize(("layer", "blow"), [(0, signal.SIGKILL), (15, signal.SIGSTOP), (29, signal.SIGKILL)])
 def test_a_stage_lost_in_mid_answer_is_replaced_and_the_answer_is_the_undisturbed_one(
     layer: int, blow: signal.Signals, battered: Battered, calm: str
 ) -> None:
+    """`p2pgrid bench recovery` strikes each of them both ways."""
     victim = battered.holder(layer)
     # Either of the two may be asked.
     with battered.spare(victim["layers"]) as spare:

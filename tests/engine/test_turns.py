@@ -5,19 +5,20 @@ import random
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import trio
 
 from p2pgrid.engine import turns
-from p2pgrid.engine.turns import Turns
+from p2pgrid.engine.turns import Kind, Turns
 from p2pgrid.errors import LocalFault
 
 HOLDER = """
 import sys, trio
 from pathlib import Path
-from p2pgrid.engine.turns import Turns
+from p2pgrid.engine.turns import Kind, Turns
 
 async def main():
     async with Turns(Path(sys.argv[1])).take():
@@ -103,13 +104,40 @@ async def test_a_turn_is_taken_at_once_only_when_nobody_else_has_it_or_waits_for
 
         tasks.start_soon(wait_for_it)
         await trio.sleep(0.01)
-        turn.computed(joining=True)
+        turn.computed("decode")
         assert turn.held, "whoever waits may join with what was computed here"
         turn.end()
         assert one.try_take() is None, "the one that waited goes first"
     turn.end()  # once more does nothing
     one.close()
     other.close()
+
+
+async def test_decode_steps_and_prefill_steps_have_every_other_turn(tmp_path: Path) -> None:
+    """While both wait: here four prompts, and before the last of them is read two answers have had four turns."""
+    order: list[Kind] = []
+
+    async def compute(kind: Kind, times: int) -> None:
+        with closing(Turns(tmp_path)) as own:
+            for _ in range(times):
+                async with own.take(kind) as turn:
+                    await trio.sleep(0.002)
+                    order.append(kind)
+                    turn.computed(kind)
+
+    with closing(Turns(tmp_path)) as first, trio.fail_after(30):
+        held = first.try_take()
+        assert held is not None
+        async with trio.open_nursery() as tasks:
+            for _ in range(4):
+                tasks.start_soon(compute, "prefill", 1)
+            for _ in range(2):
+                tasks.start_soon(compute, "decode", 6)
+            await trio.sleep(0.01)
+            held.computed("prefill")
+    last = len(order) - 1 - order[::-1].index("prefill")
+    assert order[:last].count("decode") >= 3, order
+    assert order[: 2 * order[:last].count("prefill") + 2].count("prefill") >= 3, order
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:

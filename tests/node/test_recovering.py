@@ -215,6 +215,18 @@ async def test_a_slow_stage_is_asked_and_not_called_dead(autojump_clock: trio.ab
         await here.check_nothing_is_left()
 
 
+async def test_a_long_prompt_is_waited_for_at_slow_stages(autojump_clock: trio.abc.Clock) -> None:
+    """Longer than any token may take; what was read until it was asked for is not read again."""
+    settings = PipelineSettings(prefill_chunk=CHUNK, token_s_max=6.0)
+    async with swarm(cut(3), cost_s=1.0, settings=settings) as here:
+        prompt = PROMPT * 3
+        answer = await here.ask({}, max_tokens=2, prompt=prompt)
+        assert answer.token_ids == await alone(SEEDED, prompt=prompt, max_tokens=2)
+        assert not answer.recoveries
+        assert trio.current_time() > settings.token_s_max
+        await here.check_nothing_is_left()
+
+
 async def test_a_silence_ends_the_answer_after_all(autojump_clock: trio.abc.Clock) -> None:
     """Every stage says that it computes, and no token comes."""
     async with swarm(cut(3), settings=PipelineSettings(prefill_chunk=CHUNK, token_s_max=20.0)) as here:

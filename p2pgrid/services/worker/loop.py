@@ -102,7 +102,7 @@ class StageLoop:
             self._busy = True
             try:
                 # What comes while we wait for our turn joins the batch.
-                async with self._runner.executor.turn() as turn:
+                async with self._runner.executor.turn(self._scheduler.kind) as turn:
                     if batch := self._next_batch():
                         outcome = await self._runner.run(batch)
                         self._finish(batch, outcome, turn)
@@ -224,7 +224,7 @@ class StageLoop:
     def _finish(self, batch: Sequence[Ready], outcome: Outcome, turn: Turn) -> None:
         results, took_s = outcome
         alone = runs_alone(batch)
-        turn.computed(joining=not alone)  # decode steps may join others
+        turn.computed("prefill" if alone else "decode")
         tokens = 0 if alone else sum(not ready.queued.step.draft for ready in batch)
         self.load.ran(tokens, took_s, trio.current_time())
         self._pass_on([self._done(*done, took_s) for done in zip(batch, results, strict=True)])
