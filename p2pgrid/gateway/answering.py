@@ -8,7 +8,7 @@ from starlette.types import Receive
 
 from p2pgrid.errors import P2pgridError
 from p2pgrid.gateway.access import Caller
-from p2pgrid.gateway.documents import HowItCame, PromptDetails, Recovered, RouteHop, Usage
+from p2pgrid.gateway.documents import HowItCame, Recovered, RouteHop
 from p2pgrid.gateway.faults import ApiError, as_api_error, too_busy
 from p2pgrid.gateway.gateway import Gateway
 from p2pgrid.ids import ModelId
@@ -174,16 +174,6 @@ async def while_client_is_there(gateway: Gateway, receive: Receive, work: Callab
         tasks.cancel_scope.cancel()
     if failed:
         raise failed[0]
-
-
-def usage_of(asked: Asked, done: Sequence[Done]) -> Usage:
-    """A prompt counts once, however many choices there are."""
-    answers = [each.answer for each in done]
-    prompts = answers[:: asked.per_prompt]
-    prompt = sum(answer.prompt_tokens for answer in prompts)
-    completion = sum(len(answer.token_ids) for answer in answers)
-    cached = sum(answer.cached_tokens for answer in prompts)
-    return Usage(prompt, completion, prompt + completion, PromptDetails(cached))
 
 
 def how_it_came(answer: Answer) -> HowItCame:

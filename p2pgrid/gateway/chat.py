@@ -7,7 +7,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.routing import Route
 
 from p2pgrid.gateway.access import Caller
-from p2pgrid.gateway.answering import Asked, Done, Ended, Event, Opened, Said, how_it_came, usage_of
+from p2pgrid.gateway.answering import Asked, Done, Ended, Event, Opened, Said, how_it_came
 from p2pgrid.gateway.bodies import read_json
 from p2pgrid.gateway.documents import (
     AnswerMessage,
@@ -23,8 +23,9 @@ from p2pgrid.gateway.faults import ApiError, unsupported
 from p2pgrid.gateway.gateway import Gateway
 from p2pgrid.gateway.logprobs import chat_logprobs
 from p2pgrid.gateway.replies import StreamedReply, WholeReply
-from p2pgrid.gateway.sampling import check_stream_options, choices_of, sampling_of, stops_of, wants_usage
+from p2pgrid.gateway.sampling import check_stream_options, choices_of, sampling_of, stops_of
 from p2pgrid.gateway.schema import ChatMessage, ChatRequest, Content, DeveloperMessage, JsonFormat, SchemaFormat
+from p2pgrid.gateway.usage import StreamedUsage, usage_of
 from p2pgrid.node.answer import TokenInfo
 from p2pgrid.node.request import Chat as Conversation
 from p2pgrid.node.request import ChatMessage as Turn
@@ -40,7 +41,7 @@ def routes(gateway: Gateway) -> list[Route]:
         body = await read_json(request, ChatRequest, gateway.limits)
         asked = await _asked(gateway, body, caller)
         reply = StreamedReply if body.stream else WholeReply
-        return reply(gateway, asked, ChatShape(wants_usage(body), bool(body.logprobs)))
+        return reply(gateway, asked, ChatShape(StreamedUsage(body.stream_options), bool(body.logprobs)))
 
     return [Route("/v1/chat/completions", chat, methods=["POST"])]
 
@@ -61,7 +62,7 @@ async def _asked(gateway: Gateway, body: ChatRequest, caller: Caller) -> Asked:
         Request(
             TokenIds(prompt),
             max_tokens=body.max_completion_tokens or body.max_tokens or limits.answer_tokens_default,
-            sampling=sampling_of(body, choice),
+            sampling=sampling_of(body, choice, asker.tokenizer.stops),
             stop=stops_of(body),
             cache_scope=caller.id,
             json_schema=schema,
@@ -115,7 +116,7 @@ def _role(message: ChatMessage) -> str:
 class ChatShape:
     """See `replies.Shape`."""
 
-    def __init__(self, usage: bool, logprobs: bool) -> None:
+    def __init__(self, usage: StreamedUsage, logprobs: bool) -> None:
         self._usage = usage
         self._logprobs = logprobs
 
@@ -130,25 +131,25 @@ class ChatShape:
     def chunks(self, asked: Asked, events: Sequence[Event]) -> Iterable[msgspec.Struct]:
         for index in sorted({event.index for event in events}):
             own = [event for event in events if event.index == index]
+            usage = self._usage.after(asked, index, own)
             text = "".join(event.piece.text for event in own if isinstance(event, Said))
             tokens = [event.piece.token for event in own if isinstance(event, Said) and event.piece.token is not None]
             logprobs = self._logprobs_of(asked, tokens) if tokens else None
             if isinstance(own[0], Opened):
-                yield self._chunk(asked, [ChunkChoice(index, Delta("assistant", text), logprobs=logprobs)])
+                yield self._chunk(asked, [ChunkChoice(index, Delta("assistant", text), logprobs=logprobs)], usage)
             elif text or logprobs is not None:
-                yield self._chunk(asked, [ChunkChoice(index, Delta(content=text), logprobs=logprobs)])
+                yield self._chunk(asked, [ChunkChoice(index, Delta(content=text), logprobs=logprobs)], usage)
             if isinstance(own[-1], Ended):
                 answer = own[-1].done.answer
                 how = how_it_came(answer)
-                yield self._chunk(asked, [ChunkChoice(index, Delta(), answer.finish_reason, p2pgrid=how)])
+                yield self._chunk(asked, [ChunkChoice(index, Delta(), answer.finish_reason, p2pgrid=how)], usage)
 
     def last_chunks(self, asked: Asked, done: Sequence[Done]) -> Iterable[msgspec.Struct]:
-        if self._usage:
-            yield self._chunk(asked, [], usage_of(asked, done))
+        if (usage := self._usage.last(asked, done)) is not None:
+            yield self._chunk(asked, [], usage)
 
     def _logprobs_of(self, asked: Asked, tokens: Sequence[TokenInfo]) -> ChatLogprobs | None:
         return chat_logprobs(tokens, asked.asker.tokenizer) if self._logprobs else None
 
-    def _chunk(self, asked: Asked, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatChunk:
-        shown = usage if self._usage else msgspec.UNSET
-        return ChatChunk(asked.id, asked.created, asked.name, asked.fingerprint, choices, shown)
+    def _chunk(self, asked: Asked, choices: list[ChunkChoice], usage: Usage | msgspec.UnsetType | None) -> ChatChunk:
+        return ChatChunk(asked.id, asked.created, asked.name, asked.fingerprint, choices, usage)

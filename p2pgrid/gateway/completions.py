@@ -7,15 +7,16 @@ from starlette.requests import Request as HttpRequest
 from starlette.routing import Route
 
 from p2pgrid.gateway.access import Caller
-from p2pgrid.gateway.answering import Asked, Done, Ended, Event, Opened, Said, how_it_came, usage_of
+from p2pgrid.gateway.answering import Asked, Done, Ended, Event, Opened, Said, how_it_came
 from p2pgrid.gateway.bodies import read_json
 from p2pgrid.gateway.documents import Completion, TextChoice, TextLogprobs, Usage
 from p2pgrid.gateway.faults import ApiError
 from p2pgrid.gateway.gateway import Gateway
 from p2pgrid.gateway.logprobs import joined, prompt_logprobs, text_logprobs
 from p2pgrid.gateway.replies import StreamedReply, WholeReply
-from p2pgrid.gateway.sampling import check_stream_options, choices_of, sampling_of, stops_of, wants_usage
+from p2pgrid.gateway.sampling import check_stream_options, choices_of, sampling_of, stops_of
 from p2pgrid.gateway.schema import CompletionRequest
+from p2pgrid.gateway.usage import StreamedUsage, usage_of
 from p2pgrid.node.answer import ScoredText, TokenInfo
 from p2pgrid.node.request import Asker, Request, TokenIds
 
@@ -30,7 +31,8 @@ def routes(gateway: Gateway) -> list[Route]:
         asked, prompts = await _asked(gateway, body, caller)
         echoed = [asked.asker.tokenizer.decode(ids) for ids in prompts] if body.echo else [""] * len(prompts)
         reply = StreamedReply if body.stream else WholeReply
-        return reply(gateway, asked, CompletionShape(echoed, wants_usage(body), body.logprobs is not None))
+        usage = StreamedUsage(body.stream_options)
+        return reply(gateway, asked, CompletionShape(echoed, usage, body.logprobs is not None))
 
     return [Route("/v1/completions", complete, methods=["POST"])]
 
@@ -50,7 +52,7 @@ async def _asked(gateway: Gateway, body: CompletionRequest, caller: Caller) -> t
         Request(
             TokenIds(prompt),
             max_tokens=max(max_tokens, 1),
-            sampling=sampling_of(body, choice),
+            sampling=sampling_of(body, choice, asker.tokenizer.stops),
             stop=stops_of(body),
             cache_scope=caller.id,
             logprobs=body.logprobs,
@@ -102,7 +104,7 @@ def _tokens(asker: Asker, text: str) -> tuple[int, ...]:
 class CompletionShape:
     """See `replies.Shape`. `echoed` are the texts of the prompts that answers begin with, maybe empty."""
 
-    def __init__(self, echoed: Sequence[str], usage: bool, logprobs: bool) -> None:
+    def __init__(self, echoed: Sequence[str], usage: StreamedUsage, logprobs: bool) -> None:
         self._echoed = echoed
         self._usage = usage
         self._logprobs = logprobs
@@ -121,21 +123,18 @@ class CompletionShape:
     def chunks(self, asked: Asked, events: Sequence[Event]) -> Iterable[msgspec.Struct]:
         for index in sorted({event.index for event in events}):
             own = [event for event in events if event.index == index]
+            usage = self._usage.after(asked, index, own)
             choice = self._more(asked, index, own)
             if choice.text or choice.logprobs is not None:
-                yield self._document(asked, [choice], self._no_usage)
+                yield self._document(asked, [choice], usage)
             if isinstance(own[-1], Ended):
                 answer = own[-1].done.answer
                 choice = TextChoice(index, "", answer.finish_reason, p2pgrid=how_it_came(answer))
-                yield self._document(asked, [choice], self._no_usage)
+                yield self._document(asked, [choice], usage)
 
     def last_chunks(self, asked: Asked, done: Sequence[Done]) -> Iterable[msgspec.Struct]:
-        if self._usage:
-            yield self._document(asked, [], usage_of(asked, done))
-
-    @property
-    def _no_usage(self) -> msgspec.UnsetType | None:
-        return None if self._usage else msgspec.UNSET
+        if (usage := self._usage.last(asked, done)) is not None:
+            yield self._document(asked, [], usage)
 
     def _more(self, asked: Asked, index: int, events: Sequence[Event]) -> TextChoice:
         """What came of a choice, with the prompt before it where that is due."""

@@ -75,7 +75,8 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptDetails
+    prompt_tokens_details: PromptDetails | msgspec.UnsetType = msgspec.UNSET
+    """At the end."""
 
 
 class AnswerMessage(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""`/healthz`, `/readyz`, `/v1/models`, `/metrics`: whether there is anybody to ask, and how it goes."""
+"""`/healthz`, `/readyz` or `/health`, `/v1/models`, `/metrics`: whether there is anybody to ask, and how it goes."""
 
 from typing import Literal
 
@@ -60,6 +60,7 @@ def routes(gateway: Gateway) -> list[Route]:
     return [
         Route("/healthz", healthz),
         Route("/readyz", readyz),
+        Route("/health", readyz),
         Route("/metrics", metrics),
         Route("/v1/models", list_models),
         Route("/v1/models/{name}", one_model),

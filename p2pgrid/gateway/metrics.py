@@ -22,6 +22,7 @@ PATHS = (
     "/v1/models",
     "/healthz",
     "/readyz",
+    "/health",
     "/metrics",
     "/openapi.json",
     "/",

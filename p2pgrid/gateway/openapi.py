@@ -110,6 +110,7 @@ OPERATIONS = (
     ),
     Operation("get", "/healthz", "healthz", "Whether the gateway runs", {JSON: Alive}),
     Operation("get", "/readyz", "readyz", "Whether any model can be used", {JSON: Ready}, otherwise={"503": Ready}),
+    Operation("get", "/health", "health", "The same as `/readyz`", {JSON: Ready}, otherwise={"503": Ready}),
     Operation("get", "/metrics", "metrics", "Figures for Prometheus", {TEXT: _FIGURES}, _KEYED, scope="admin"),
 )
 

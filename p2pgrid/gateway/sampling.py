@@ -1,6 +1,7 @@
 """What a request says of how tokens are drawn and when an answer ends, in our words."""
 
 import secrets
+from collections.abc import Sequence
 
 from p2pgrid.gateway.faults import ApiError
 from p2pgrid.gateway.limits import GatewayLimits
@@ -10,10 +11,15 @@ from p2pgrid.wire.messages import BIASES_MAX, Sampling
 TOP_P_MIN = 1e-9
 """Leaves the likeliest token alone, which is what a `top_p` of 0 asks for."""
 SEEDS = 2**63
+BIAS_MIN = -100.0
+"""A token that has it is as good as never drawn."""
 
 
-def sampling_of(body: CommonRequest, choice: int) -> Sampling:
-    """For choice number `choice`: each draws from a seed of its own. Raises ApiError."""
+def sampling_of(body: CommonRequest, choice: int, ends: Sequence[int]) -> Sampling:
+    """For choice number `choice`: each draws from a seed of its own. `ends` are the tokens that end an answer.
+
+    Raises ApiError.
+    """
     seed = secrets.randbits(63) if body.seed is None else (body.seed + choice) % SEEDS
     return Sampling(
         temperature=1.0 if body.temperature is None else body.temperature,
@@ -22,7 +28,7 @@ def sampling_of(body: CommonRequest, choice: int) -> Sampling:
         seed=seed,
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
-        logit_bias=_biases_of(body),
+        logit_bias=_biases_of(body, ends if body.ignore_eos else ()),
     )
 
 
@@ -45,13 +51,10 @@ def check_stream_options(body: CommonRequest) -> None:
         raise ApiError(400, "stream_options is only for stream: true", param="stream_options", code="invalid_value")
 
 
-def wants_usage(body: CommonRequest) -> bool:
-    return body.stream_options is not None and bool(body.stream_options.include_usage)
-
-
-def _biases_of(body: CommonRequest) -> tuple[tuple[int, float], ...]:
+def _biases_of(body: CommonRequest, never: Sequence[int]) -> tuple[tuple[int, float], ...]:
+    """Those asked for, and then those against the tokens that are `never` to be drawn."""
     given = body.logit_bias or {}
-    if len(given) > BIASES_MAX or not all(token.isascii() and token.isdecimal() for token in given):
-        message = f"logit_bias maps token ids to numbers, {BIASES_MAX} of them at most"
+    if len(given) + len(never) > BIASES_MAX or not all(token.isascii() and token.isdecimal() for token in given):
+        message = f"logit_bias maps token ids to numbers, {BIASES_MAX - len(never)} of them at most"
         raise ApiError(400, message, param="logit_bias", code="invalid_value")
-    return tuple((int(token), bias) for token, bias in given.items())
+    return (*((int(token), bias) for token, bias in given.items()), *((token, BIAS_MIN) for token in never))

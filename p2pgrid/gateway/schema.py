@@ -68,6 +68,8 @@ ChatMessage = InstructionMessage | DeveloperMessage | UserMessage | AssistantMes
 class StreamOptions(Body, frozen=True):
     include_usage: bool | None = None
     """A last chunk without choices says how many tokens it were."""
+    continuous_usage_stats: bool | None = None
+    """Each chunk of a choice says how many tokens it has until then. Not one of OpenAI's."""
     include_obfuscation: Literal[False] | None = None
 
 
@@ -81,6 +83,8 @@ class CommonRequest(Body, frozen=True, kw_only=True):
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     """Draw among the k likeliest tokens; 0 = all. Not one of OpenAI's."""
+    ignore_eos: bool | None = None
+    """The model does not end its answer: `max_tokens` or `stop` does. Not one of OpenAI's."""
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: Stop | Annotated[list[Stop], Meta(max_length=STOPS_MAX)] | None = None

@@ -42,7 +42,7 @@ async def test_without_the_right_key_there_is_no_answer(header: str, tmp_path: P
             assert reply.error["code"] == "invalid_api_key"
         for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
             assert (await here.post(path, b"{", authorization=header)).status == 401
-        for path in ("/healthz", "/readyz"):
+        for path in ("/healthz", "/readyz", "/health"):
             assert (await here.get(path)).status in (200, 503)
 
 

@@ -58,6 +58,24 @@ async def test_a_stream_says_the_same_piece_by_piece(autojump_clock: object) -> 
     assert len(last["p2pgrid"]["route"]) == 2
 
 
+async def test_each_part_of_a_stream_says_how_many_tokens_its_choice_has_if_that_is_wanted(
+    autojump_clock: object,
+) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    async with door() as here:
+        chat = (await here.chat(max_tokens=6, n=2, stream=True, stream_options=options)).events
+        text = (await here.complete(max_tokens=6, n=2, stream=True, stream_options=options)).events
+    for events in (chat, text):
+        prompt = events[-1]["usage"]["prompt_tokens"]
+        for index in (0, 1):
+            usages = [event["usage"] for event in events[:-1] if event["choices"][0]["index"] == index]
+            counts = [usage["completion_tokens"] for usage in usages]
+            assert counts == sorted(counts), "none is counted twice"
+            assert len(set(counts)) > 3, "they come as the answer grows"
+            assert usages[-1] == {"prompt_tokens": prompt, "completion_tokens": 6, "total_tokens": prompt + 6}
+        assert events[-1]["usage"]["completion_tokens"] == 12
+
+
 async def test_a_seed_draws_the_same_answer_again_and_each_choice_another_one(autojump_clock: object) -> None:
     settings: dict[str, Any] = {"max_tokens": 12, "temperature": 0.9, "seed": 5}
     async with door() as here:
@@ -112,6 +130,18 @@ async def test_penalties_and_biases_change_the_answer_as_they_do_in_one_process(
             max_tokens=8, presence_penalty=1.5, frequency_penalty=0.5, logit_bias={str(first): -100}
         )
     assert reply.json["choices"][0]["message"]["content"] == wanted.text != plain.text
+
+
+async def test_an_answer_whose_model_may_not_end_it_has_all_the_tokens_that_were_asked_for(
+    autojump_clock: object,
+) -> None:
+    (stop,) = DESCRIPTION.tokenizer.stops
+    async with door() as here:
+        for ask in (here.chat, here.complete):
+            ended = (await ask(max_tokens=5, logit_bias={str(stop): 100})).json
+            ignored = (await ask(max_tokens=5, logit_bias={str(stop): 100}, ignore_eos=True)).json
+            assert (ended["choices"][0]["finish_reason"], ended["usage"]["completion_tokens"]) == ("stop", 1)
+            assert (ignored["choices"][0]["finish_reason"], ignored["usage"]["completion_tokens"]) == ("length", 5)
 
 
 async def test_an_answer_is_held_to_its_schema_as_in_one_process(autojump_clock: object) -> None:

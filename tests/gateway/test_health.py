@@ -21,7 +21,7 @@ async def test_models_are_listed_with_their_state(autojump_clock: object) -> Non
 async def test_readiness_is_that_of_the_swarm(autojump_clock: object) -> None:
     async with door(0) as here:
         assert (await here.get("/healthz")).status == 200
-        assert (await here.get("/readyz")).status == 503
+        assert [(await here.get(path)).status for path in ("/readyz", "/health")] == [503, 503]
         assert (await here.get(f"/v1/models/{NAME}")).status == 404
     async with door(1) as here:
         lacking = await here.get("/readyz")
@@ -29,6 +29,7 @@ async def test_readiness_is_that_of_the_swarm(autojump_clock: object) -> None:
         assert "5:10" in lacking.json["models"][0]["reasons"][0]
     async with door() as here:
         assert (await here.get("/readyz")).json["status"] == "ready"
+        assert (await here.get("/health")).status == 200
         for life in here.lives:
             here.network.kill(life.peer.transport.peer)
         await trio.sleep(90)

@@ -29,6 +29,7 @@ BAD_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"logit_bias": {"five": 1}}, "logit_bias"),
     ({"logit_bias": {str(token): 1 for token in range(301)}}, "logit_bias"),
+    ({"logit_bias": {str(token): 1 for token in range(300)}, "ignore_eos": True}, "logit_bias"),
     ({"presence_penalty": 2.5}, "presence_penalty"),
     ({"functions": []}, "functions"),
     ({"response_format": {"type": "xml"}}, "response_format.type"),
