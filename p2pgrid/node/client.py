@@ -20,6 +20,9 @@ from p2pgrid.wire.messages import Contact, Hop
 
 log = structlog.get_logger()
 
+SLOW_RETRY_S = 1.0
+"""After so long a peer that was too slow is asked again."""
+
 
 @dataclass(frozen=True)
 class ModelDescription:
@@ -97,16 +100,25 @@ async def open_session(
                 for hop in route:
                     peer.avoidance.worked(hop.peer)
                 break
-            except (PeerUnavailable, Overloaded) as error:
+            except (PeerUnavailable, Overloaded) as failure:
+                if isinstance(failure, PeerUnavailable) and failure.peer is not None:
+                    peer.avoidance.failed(failure.peer, trio.current_time())
+                error = _judged(peer, failure)
                 if trio.current_time() > give_up_at_s or error.peer is None:
-                    raise
+                    raise error from None
                 log.debug("trying again to open a session", error=str(error))
                 if isinstance(error, PeerUnavailable):
                     lost.add(error.peer)
-                    peer.avoidance.failed(error.peer, trio.current_time())
                 elif error.peer not in busy:
                     busy.add(error.peer)
                 else:  # all that it could take are busy: wait, each client for another while, and ask all again
                     busy.clear()
                     await trio.sleep(error.retry_after_s * peer.rng.uniform(0.5, 1.5))
         yield RecoveringSession(peer, model, layers, session, terms)
+
+
+def _judged(peer: Peer, failure: PeerUnavailable | Overloaded) -> PeerUnavailable | Overloaded:
+    """A peer that failed while our link to it holds is not gone: it answers pings, and has too much else to do."""
+    if isinstance(failure, PeerUnavailable) and failure.peer is not None and peer.links.is_up(failure.peer):
+        return Overloaded(str(failure), SLOW_RETRY_S, failure.peer)
+    return failure

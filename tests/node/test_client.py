@@ -191,12 +191,10 @@ async def test_a_replica_takes_the_place_of_a_stage_that_is_gone(gone: str, auto
         assert sessions([lives[0], lives[2]]) == [0, 0]
 
 
-async def test_a_replica_takes_the_place_of_a_stage_that_never_opens(autojump_clock: trio.abc.Clock) -> None:
-    async with (
-        swarm(FIRST, SECOND) as (network, client, lives),
-        network.open(identity(60)) as transport,
-        linked(transport),  # takes the link and every opening, and says nothing
-    ):
+@asynccontextmanager
+async def mute_stage(network: MemoryNetwork, client: Peer) -> AsyncIterator[None]:
+    """Known to the client for the second half: it takes the link and every opening, and says nothing."""
+    async with network.open(identity(60)) as transport, linked(transport):
         mute = serving_advert(
             transport.peer,
             SECOND,
@@ -206,6 +204,24 @@ async def test_a_replica_takes_the_place_of_a_stage_that_never_opens(autojump_cl
             expires_at_s=wall() + 60,
         )
         client.view.add(mute, identity(60).sign_advert(mute), wall())
+        yield
+
+
+async def test_a_stage_that_does_not_open_while_its_link_holds_is_busy_and_not_missing(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with swarm(FIRST) as (network, client, lives), mute_stage(network, client):
+        started_s = trio.current_time()
+        with pytest.raises(Overloaded, match=r"stage 1 .*was not open within 5 s"):
+            await ask(client)
+        waited_s = trio.current_time() - started_s
+        assert waited_s < client.settings.open_patience_s + 2 * client.settings.open_s_max
+        await trio.sleep(1)
+        assert sessions(lives) == [0]
+
+
+async def test_a_replica_takes_the_place_of_a_stage_that_never_opens(autojump_clock: trio.abc.Clock) -> None:
+    async with swarm(FIRST, SECOND) as (network, client, lives), mute_stage(network, client):
         started_s = trio.current_time()
         assert await ask(client) == await alone(SEEDED)
         assert trio.current_time() - started_s > client.settings.open_s_max, "the mute one was tried"
