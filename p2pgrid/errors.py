@@ -16,6 +16,10 @@ class BadInput(P2pgridError):
     """The request itself is wrong: change it and ask again. The command line exits with 2."""
 
 
+class BadSchema(BadInput):
+    """No answer can be held to the request's JSON schema."""
+
+
 class PeerError(P2pgridError):
     """Something is wrong with a peer; `peer` says which one, where that is known."""
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pgrid.engine.stage import Executor
-from p2pgrid.errors import BadInput, LocalFault
+from p2pgrid.errors import BadSchema, LocalFault
 from p2pgrid.wire.manifest import TokenizerData
 from p2pgrid.wire.messages import SCHEMA_CHARS_MAX
 
@@ -87,8 +87,12 @@ class JsonGrammars:
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
 
     async def grammar(self, schema: str) -> JsonGrammar:
-        """For one answer. Raises BadInput for a schema that is none, is not supported, or would cost too much."""
+        """For one answer. Raises BadSchema for a schema that is none, is not supported, or would cost too much."""
         return await self._executor.run(lambda: self._grammar(schema))
+
+    async def check(self, grammar: JsonGrammar, answer: list[int]) -> None:
+        """Raises BadSchema when nothing may stand behind `answer`: no stage could go on with it."""
+        await self._executor.run(lambda: _check_end(grammar, answer))
 
     def _grammar(self, schema: str) -> JsonGrammar:
         if schema not in self._compiled:
@@ -107,9 +111,10 @@ class JsonGrammars:
             grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": WHITESPACE})
             matcher = LLMatcher(self._tokens, grammar, log_level=0, limits=limits)
         except ValueError as error:
-            raise BadInput(f"the JSON schema cannot be used: {_one_line(str(error))}") from error
+            raise BadSchema(f"the JSON schema cannot be used: {_one_line(str(error))}") from error
         if matcher.is_error():
-            raise BadInput(f"the JSON schema cannot be used: {_one_line(matcher.get_error())}")
+            raise BadSchema(f"the JSON schema cannot be used: {_one_line(matcher.get_error())}")
+        _check_end(JsonGrammar(matcher, self._tokens.vocab_size, self._data.stops), [])
         return matcher
 
     @cached_property
@@ -128,7 +133,7 @@ class _Vocabulary:
 
     def __init__(self, data: TokenizerData) -> None:
         if not data.stops:
-            raise BadInput("this model has no token that ends an answer, so none can be held to a JSON schema")
+            raise BadSchema("this model has no token that ends an answer, so none can be held to a JSON schema")
         from p2pgrid.engine.tokenizer import Tokenizer  # 5 MB of libraries
 
         self._tokenizer = Tokenizer(data)
@@ -143,24 +148,33 @@ class _Vocabulary:
 
 
 def _check_cost(schema: str) -> None:
-    """Raises BadInput for what is no schema, or for one that llguidance must not be given."""
+    """Raises BadSchema for what is no schema, or for one that llguidance must not be given."""
     if len(schema) > SCHEMA_CHARS_MAX:
-        raise BadInput(f"the JSON schema has {len(schema)} characters: {SCHEMA_CHARS_MAX} are allowed")
+        raise BadSchema(f"the JSON schema has {len(schema)} characters: {SCHEMA_CHARS_MAX} are allowed")
     try:
         document = msgspec.json.decode(schema)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise BadInput(f"the JSON schema is no JSON: {_one_line(str(error))}") from error
+        raise BadSchema(f"the JSON schema is no JSON: {_one_line(str(error))}") from error
     if not isinstance(document, dict):
-        raise BadInput("a JSON schema is an object")
+        raise BadSchema("a JSON schema is an object")
     containers = list(_containers(document))
     if len(containers) > CONTAINERS_MAX:
-        raise BadInput(f"the JSON schema has {len(containers)} objects and lists: {CONTAINERS_MAX} are allowed")
+        raise BadSchema(f"the JSON schema has {len(containers)} objects and lists: {CONTAINERS_MAX} are allowed")
     objects = [one for one in containers if isinstance(one, dict)]
     if any("x-guidance" in one for one in objects):
-        raise BadInput("x-guidance is no keyword of JSON schemas")
+        raise BadSchema("x-guidance is no keyword of JSON schemas")
     divisors = [one["multipleOf"] for one in objects if isinstance(one.get("multipleOf"), int | float)]
     if prod(map(_remainders, divisors)) > REMAINDERS_MAX:
-        raise BadInput("multipleOf in the JSON schema is too large a number, or stands too often")
+        raise BadSchema("multipleOf in the JSON schema is too large a number, or stands too often")
+
+
+def _check_end(grammar: JsonGrammar, answer: list[int]) -> None:
+    """Some schemas that no document fits are found out only where no token fits. Raises BadSchema there."""
+    try:
+        grammar.allowed(answer)
+    except LocalFault as error:
+        no_beginning = "the JSON schema cannot be used: no document fits it, or to begin one costs too much"
+        raise BadSchema(str(error) if answer else no_beginning) from error
 
 
 def _containers(document: Any) -> Iterator[Any]:

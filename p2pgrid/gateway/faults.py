@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from p2pgrid.errors import BadInput, NoRoute, Overloaded, P2pgridError, PeerError
+from p2pgrid.errors import BadInput, BadSchema, NoRoute, Overloaded, P2pgridError, PeerError
 
 log = structlog.get_logger()
 
@@ -65,6 +65,8 @@ def as_api_error(error: P2pgridError) -> ApiError:
     """What an HTTP client should make of an error of ours: change the request, come again, or tell the operator."""
     message = str(error)
     match error:
+        case BadSchema():
+            return ApiError(400, message, param="response_format", code="invalid_value")
         case BadInput():
             code = "context_length_exceeded" if "the context holds" in message else None
             return ApiError(400, message, code=code)

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import trio
 
+from p2pgrid.engine.stage import Executor
 from p2pgrid.gateway.faults import ApiError
 from p2pgrid.ids import ModelId
 from p2pgrid.node.client import ModelDescription
@@ -19,10 +20,14 @@ Describe = Callable[[ModelId], Awaitable[ModelDescription]]
 class Models:
     """`names` are the models to look for. From its making on, `peer` keeps its view of them fresh."""
 
-    def __init__(self, peer: Peer, names: Mapping[ModelId, str], describe: Describe) -> None:
+    def __init__(
+        self, peer: Peer, names: Mapping[ModelId, str], describe: Describe, lane: Executor | None = None
+    ) -> None:
+        """JSON schemas are compiled in `lane`; None = one for each model."""
         self._peer = peer
         self.names = dict(names)
         self._describe = describe
+        self._lane = lane
         self._askers: dict[ModelId, Asker] = {}
         self._describing = trio.Lock()
         self._seen_at_s: dict[ModelId, float] = {}
@@ -54,5 +59,5 @@ class Models:
         async with self._describing:
             if model not in self._askers:
                 description = await self._describe(model)
-                self._askers[model] = Asker(description, StageSettings(), self._peer.settings)
+                self._askers[model] = Asker(description, StageSettings(), self._peer.settings, self._lane)
             return self._askers[model]

@@ -12,7 +12,7 @@ from p2pgrid.core.routing import explain_no_route, find_route
 from p2pgrid.errors import NoRoute, Overloaded, PeerUnavailable
 from p2pgrid.ids import ModelId, PeerId
 from p2pgrid.node.peer import Peer
-from p2pgrid.node.recovering import RecoveringSession
+from p2pgrid.node.recovering import Check, RecoveringSession, no_check
 from p2pgrid.services.blobs import fetch_blob
 from p2pgrid.services.pipeline import Terms
 from p2pgrid.wire.manifest import Manifest, TokenizerData, manifest_from_bytes
@@ -78,11 +78,12 @@ async def open_session(
     model: ModelId,
     layers: int,
     terms: Terms = Terms(),  # noqa: B008 - frozen
+    check: Check = no_check,
 ) -> AsyncIterator[RecoveringSession]:
     """A session on the best route that opens: lost peers are left out, busy ones are asked again later.
 
-    Once open it goes on elsewhere when a stage is lost. Raises NoRoute, or what the last route said when the settings'
-    patience is over.
+    Once open it goes on elsewhere when a stage is lost, unless `check` raises. Raises NoRoute, or what the last route
+    said when the settings' patience is over.
     """
     async with AsyncExitStack() as stack:
         lost: set[PeerId] = set()
@@ -114,7 +115,7 @@ async def open_session(
                 else:  # all that it could take are busy: wait, each client for another while, and ask all again
                     busy.clear()
                     await trio.sleep(error.retry_after_s * peer.rng.uniform(0.5, 1.5))
-        yield RecoveringSession(peer, model, layers, session, terms)
+        yield RecoveringSession(peer, model, layers, session, terms, check)
 
 
 def _judged(peer: Peer, failure: PeerUnavailable | Overloaded) -> PeerUnavailable | Overloaded:

@@ -1,6 +1,6 @@
 """A session that survives its stages: when one is lost in mid-answer, it goes on along another route."""
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 
 import structlog
 import trio
@@ -23,6 +23,13 @@ PAUSE_S = 0.1
 DIAL_S_MAX = 1.0
 """A peer that made no link while another one kept us waiting for longer is left out as well."""
 
+Check = Callable[[], Awaitable[None]]
+"""Raises when an answer cannot go on anywhere, so that no peer is to blame."""
+
+
+async def no_check() -> None:
+    """Any answer can go on."""
+
 
 class RecoveringSession:
     """`session`, moved to other stages of `model` as often as it must be. Belongs to one task.
@@ -30,13 +37,16 @@ class RecoveringSession:
     Relayed sessions are not moved: their stages cannot reach each other, so none could fill another one.
     """
 
-    def __init__(self, peer: Peer, model: ModelId, layers: int, session: PipelineSession, terms: Terms) -> None:
+    def __init__(
+        self, peer: Peer, model: ModelId, layers: int, session: PipelineSession, terms: Terms, check: Check = no_check
+    ) -> None:
         self.recoveries: tuple[Recovery, ...] = ()
         self._peer = peer
         self._model = model
         self._layers = layers
         self._session = session
         self._terms = terms
+        self._check = check
         self._lost: dict[PeerId, None] = {}
         """Left out as long as there is anybody else; who failed last comes last."""
         self._busy: set[PeerId] = set()
@@ -64,7 +74,7 @@ class RecoveringSession:
         return self._session.cached
 
     async def send(self, step: SendStep) -> None:
-        """To stage 0. Raises NoRoute, or the PeerError that nothing could be done about."""
+        """To stage 0. Raises NoRoute, the PeerError that nothing could be done about, or what the check raises."""
         self._unanswered += len(step.tokens)
         try:
             await self._session.send(step)
@@ -110,6 +120,8 @@ class RecoveringSession:
             await self._recover(error)
 
     async def _recover(self, error: PeerError) -> None:
+        if error.peer == self.route[-1].peer:
+            await self._check()
         if self._session.relayed:
             raise error
         began_s = trio.current_time()

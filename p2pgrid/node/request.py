@@ -13,7 +13,7 @@ from p2pgrid.engine.json_schema import JsonGrammar, JsonGrammars
 from p2pgrid.engine.stage import Executor, Stage
 from p2pgrid.engine.tokenizer import Tokenizer
 from p2pgrid.errors import BadInput
-from p2pgrid.node.answer import Answer, ScoredText, Session, Show, generate, score
+from p2pgrid.node.answer import Answer, Piece, ScoredText, Session, Show, generate, score
 from p2pgrid.node.client import ModelDescription, open_session
 from p2pgrid.node.peer import Peer
 from p2pgrid.services.local import LocalSession
@@ -107,7 +107,7 @@ class Asker:
         self._generation(request, run_ahead=True)
 
     async def grammar_of(self, request: Request) -> JsonGrammar | None:
-        """What the answer is held to, if there is a schema. Raises BadInput for one that no stage would take."""
+        """What the answer is held to, if there is a schema. Raises BadSchema for one that no stage would take."""
         return await self._grammars.grammar(request.json_schema) if request.json_schema else None
 
     async def over_swarm(
@@ -115,7 +115,7 @@ class Asker:
     ) -> Answer:
         """`opened` is told of the session when it stands, and may ask it where it runs until this returns.
 
-        Raises BadInput, NoRoute, Overloaded, PeerUnavailable, PeerMisbehaved.
+        Raises BadInput (BadSchema also in mid-answer), NoRoute, Overloaded, PeerUnavailable, PeerMisbehaved.
         """
         generation = self._generation(request, run_ahead=True)
         layers = self.description.manifest.layers
@@ -130,10 +130,21 @@ class Asker:
             logprobs=request.logprobs,
             json_schema=request.json_schema,
         )
-        await self.grammar_of(request)
-        async with open_session(peer, self.description.id, layers, terms) as session:
+        grammar = await self.grammar_of(request)
+        answer: list[int] = []
+
+        def show_and_note(piece: Piece) -> None:
+            if piece.token is not None:
+                answer.append(piece.token.token)
+            show(piece)
+
+        async def check() -> None:
+            if grammar is not None:
+                await self._grammars.check(grammar, answer)
+
+        async with open_session(peer, self.description.id, layers, terms, check) as session:
             opened(session)
-            return await self._generate(session, generation, request, show)
+            return await self._generate(session, generation, request, show_and_note)
 
     async def locally(self, stage: Stage, executor: Executor, request: Request, show: Show) -> Answer:
         """Raises BadInput, LocalFault."""

@@ -125,6 +125,7 @@ def test_what_is_not_allowed_is_not_drawn_at_any_temperature() -> None:
         ({"$ref": "#/nowhere"}, "cannot be used"),
         ({"type": "string", "pattern": "(" * 500 + ")" * 500}, "cannot be used"),
         ({"type": "object", "x-guidance": {"lenient": True}}, "x-guidance"),
+        ({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "no document fits"),
         ({"multipleOf": 999_983}, "multipleOf"),
         ({"multipleOf": 1e300}, "multipleOf"),
         ({"multipleOf": 0.12345678}, "multipleOf"),

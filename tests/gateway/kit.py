@@ -10,6 +10,7 @@ from typing import Any
 import trio
 from starlette.types import ASGIApp
 
+from p2pgrid.engine.executor import InlineExecutor
 from p2pgrid.gateway.access import Access
 from p2pgrid.gateway.app import make_app
 from p2pgrid.gateway.events import Events
@@ -198,7 +199,8 @@ async def door(
         async def describe(model: ModelId) -> ModelDescription:
             return DESCRIPTION
 
-        gateway = Gateway(client, Models(client, {MODEL: NAME}, describe), access or Access(wall), **parts)
+        models = Models(client, {MODEL: NAME}, describe, InlineExecutor())
+        gateway = Gateway(client, models, access or Access(wall), **parts)
         if nodes:
             assert await client.discovery.wait_until(MODEL, lambda: len(client.view.adverts(MODEL)) == nodes, 6)
         yield Door(gateway, make_app(gateway, Events(gateway)), lives, network)

@@ -50,6 +50,48 @@ async def test_a_wrong_field_of_a_chat_is_named(fields: dict[str, Any], param: s
     assert (reply.status, reply.error["type"], reply.error["param"]) == (400, "invalid_request_error", param)
 
 
+NO_SCHEMAS: dict[str, dict[str, Any]] = {
+    "not compiled": {"type": "nothing"},
+    "not supported": {"not": {"type": "string"}},
+    "a damaged pattern": {"type": "string", "pattern": "(a"},
+    "no document fits": {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
+    "too many states": {"type": "integer", "multipleOf": 999_983},
+    "too many parts": {"allOf": [{}] * 1100},
+    "too long": {"const": "x" * 16_384},
+    "a way around the limits": {"x-guidance": {"lenient": True}},
+}
+DEAD_END = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"$ref": "#/$defs/a"}}}
+"""Found out behind the bracket that opens the list."""
+
+
+def held_to(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_schema_that_cannot_be_kept_to_is_refused_before_a_stage_is_asked(
+    stream: bool, autojump_clock: object
+) -> None:
+    async with door(0) as here:
+        for why, schema in NO_SCHEMAS.items():
+            reply = await here.chat(**held_to(schema), stream=stream, n=2)
+            assert (reply.status, reply.error["type"]) == (400, "invalid_request_error"), why
+            assert (reply.error["param"], reply.error["code"]) == ("response_format", "invalid_value")
+
+
+async def test_a_schema_that_turns_out_to_have_no_document_is_not_blamed_on_the_stages(autojump_clock: object) -> None:
+    async with door() as here:
+        whole = await here.chat(**held_to(DEAD_END))
+        streamed = (await here.chat(**held_to(DEAD_END), stream=True)).events[-1]
+        assert whole.status == 400
+        for error in (whole.error, streamed["error"]):
+            assert (error["param"], error["type"]) == ("response_format", "invalid_request_error")
+        assert not here.gateway.peer.avoidance.avoided(trio.current_time())
+        with trio.fail_after(60):
+            while any(here.sessions_open):  # noqa: ASYNC110 - nobody tells; canaries come and go too
+                await trio.sleep(0.1)
+
+
 BAD_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ["a", 1]}, "prompt"),
     ({"prompt": []}, "prompt"),
