@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from rich.table import Table
+from rich.text import Text
 
 from p2pgrid.cli.console import print_json, say, show, stdout
 from p2pgrid.cli.options import Json
@@ -32,8 +33,8 @@ def add(
 
     Example: p2pgrid keys add alice --requests-per-min 60
     """
-    if not 0 < len(name) <= NAME_MAX:
-        raise BadInput(f"a key's name has 1 to {NAME_MAX} letters")
+    if not 0 < len(name) <= NAME_MAX or not name.isprintable():
+        raise BadInput(f"a key's name has 1 to {NAME_MAX} letters, on one line")
     if requests_per_min < 0 or tokens_per_day < 0:
         raise BadInput("--requests-per-min and --tokens-per-day take 0 (no limit) or more")
     scopes = tuple(dict.fromkeys(scope or [each for each in SCOPES if each != "admin"]))
@@ -64,18 +65,23 @@ def list_keys(*, json: Json = False) -> None:
     for record in records:
         made = time.strftime("%Y-%m-%d", time.gmtime(record.created_at_s))
         limits = [str(limit) if limit else "any" for limit in (record.requests_per_min, record.tokens_per_day)]
-        table.add_row(record.id, record.name, ", ".join(record.scopes), *limits, made)
+        table.add_row(record.id, Text(record.name), ", ".join(record.scopes), *limits, made)
     stdout.print(table)
 
 
 @app.command
-def revoke(key_id: Annotated[str, Parameter(help="The key's id, as `p2pgrid keys list` shows it.")]) -> None:
+def revoke(
+    key_id: Annotated[str, Parameter(help="The key's id, as `p2pgrid keys list` shows it.")], *, json: Json = False
+) -> None:
     """Make a key worthless, in running gateways too.
 
     Example: p2pgrid keys revoke 1f2e3d4c5b
     """
     KeyStore(data_dir()).revoke(key_id)
-    say(f"the key {key_id} is no longer good")
+    if json:
+        print_json({"revoked": key_id})
+    else:
+        say(f"the key {key_id} is no longer good")
 
 
 def _document(record: KeyRecord) -> dict[str, Any]:
