@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from p2pgrid.cli.console import say
-from p2pgrid.gateway.access import Access, check_exposure
+from p2pgrid.gateway.access import Access, check_exposure, check_origin
 from p2pgrid.gateway.gateway import Gateway
 from p2pgrid.gateway.keys import KeyStore
 from p2pgrid.gateway.life import open_gateway, parse_address
@@ -43,6 +43,8 @@ def plan_gateway(
     host, port = parse_address(address, option)
     access = Access(time.time, KeyStore(data_dir()), tuple(api_keys or ()))
     check_exposure(host, access, option)
+    for origin in cors or ():
+        check_origin(origin)
     return GatewayPlan(host, port, access, tuple(models or ()), tuple(cors or ()))
 
 

@@ -1,6 +1,7 @@
 """Whether somebody may come in: their key, what it is good for, and how much of it is left."""
 
 import ipaddress
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -125,6 +126,12 @@ def check_exposure(host: str, access: Access, option: str) -> None:
             f"--api-key is shorter than {PUBLIC_KEY_LENGTH_MIN} characters, and {host} is open to strangers: make a"
             " better one with `p2pgrid keys add NAME`"
         )
+
+
+def check_origin(origin: str) -> None:
+    """Raises BadInput for what no browser sends as the origin of a page, and for a star, which would be any page."""
+    if re.fullmatch(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?", origin) is None:
+        raise BadInput(f"--cors {origin}: write an origin in small letters, without a path, like https://chat.example")
 
 
 def is_loopback(host: str) -> bool:

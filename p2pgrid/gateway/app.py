@@ -25,7 +25,7 @@ def make_app(gateway: Gateway, stream: events.Events) -> ASGIApp:
         CORSMiddleware,
         allow_origins=list(gateway.cors),
         allow_methods=["GET", "POST"],
-        allow_headers=["authorization", "content-type"],
+        allow_headers=["*"],  # OpenAI's client for browsers sends a dozen of its own
     )
     api = [route for part in PARTS for route in part.routes(gateway)]
     app = Starlette(

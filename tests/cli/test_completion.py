@@ -10,6 +10,7 @@ from p2pgrid.cli.app import run
 
 TYPED = {
     "swar": "swarm",
+    "models pu": "pull",
     "keys rev": "revoke",
     "completion z": "zsh",
     "generate --exa": "--exact",
@@ -72,3 +73,8 @@ def test_a_shell_that_has_read_the_script_completes(
     asked = subprocess.run([*command, script, *arguments], capture_output=True, text=True, timeout=60, check=False)
     last_words = [line.split()[-1] if line.strip() else "" for line in asked.stdout.splitlines()]
     assert dict(zip(TYPED, last_words, strict=False)) == TYPED, asked.stderr
+
+
+def test_a_shell_that_is_not_known_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["completion", "tcsh"]) == 2
+    assert "bash" in capsys.readouterr().err

@@ -56,6 +56,9 @@ def refused(capsys: pytest.CaptureFixture[str], *command: str) -> tuple[int, str
         (["top", "--model", "nope"], "no model named 'nope'"),
         (["top", "--bootstrap", "nonsense"], "nonsense"),
         (["models", "show", "nope"], "nope"),
+        (["serve", "--cors", "*"], "--cors *"),
+        (["serve", "--cors", "https://chat.example/"], "without a path"),
+        (["serve", "--cors", "Chat.example"], "https://chat.example"),
     ],
 )
 def test_a_wrong_command_line_ends_with_2_and_says_why(

@@ -9,7 +9,7 @@ import trio
 from p2pgrid.errors import BadInput, LocalFault
 from p2pgrid.gateway.access import Access, check_exposure
 from p2pgrid.gateway.keys import FILE_NAME, KeyStore, Scope, new_key
-from tests.gateway.kit import door
+from tests.gateway.kit import Reply, door
 from tests.swarm_kit import wall
 
 GIVEN = "a-key-from-the-command-line"
@@ -119,17 +119,48 @@ async def test_a_strangers_name_for_this_machine_is_refused_where_no_key_is_need
         assert (await here.get("/healthz", host="grid.example")).status == 200
 
 
+PAGE = "https://chat.example"
+STRANGERS = (
+    "https://evil.example",
+    "http://chat.example",
+    "https://chat.example:8443",
+    "https://chat.example.evil",
+    "https://a.chat.example",
+    "null",
+)
+
+
+def preflight(origin: str) -> dict[str, str]:
+    """What a browser asks before a page's script may send a chat as OpenAI's client does."""
+    wanted = "authorization,content-type,x-stainless-lang"
+    method = {"access-control-request-method": "POST", "access-control-request-headers": wanted}
+    return {"origin": origin, **method}
+
+
+def cors_headers(reply: Reply) -> dict[str, str]:
+    return {name: value for name, value in reply.headers.items() if name.startswith("access-control-")}
+
+
 async def test_pages_of_other_origins_are_let_in_only_when_named(autojump_clock: object) -> None:
-    asking = {"origin": "https://chat.example", "access-control-request-method": "POST"}
     async with door(0) as here:
-        refused = await here.ask("OPTIONS", "/v1/chat/completions", headers=asking)
-        assert "access-control-allow-origin" not in refused.headers
-        assert "access-control-allow-origin" not in (await here.get("/healthz", **asking)).headers
-    async with door(0, cors=("https://chat.example",)) as here:
-        allowed = await here.ask("OPTIONS", "/v1/chat/completions", headers=asking)
-        assert allowed.headers["access-control-allow-origin"] == "https://chat.example"
-        other = await here.ask("OPTIONS", "/v1/chat/completions", headers={**asking, "origin": "https://evil.example"})
-        assert "access-control-allow-origin" not in other.headers
+        for origin in (PAGE, *STRANGERS):
+            asked = await here.ask("OPTIONS", "/v1/chat/completions", headers=preflight(origin))
+            assert (asked.status, cors_headers(asked)) == (405, {})
+            assert not cors_headers(await here.get("/v1/models", origin=origin))
+    async with door(0, cors=(PAGE,)) as here:
+        asked = await here.ask("OPTIONS", "/v1/chat/completions", headers=preflight(PAGE))
+        assert asked.status == 200
+        assert asked.headers["access-control-allow-origin"] == PAGE
+        assert "POST" in asked.headers["access-control-allow-methods"]
+        assert asked.headers["access-control-allow-headers"] == preflight(PAGE)["access-control-request-headers"]
+        for reply in (await here.get("/v1/models", origin=PAGE), await here.post("/v1/nothing", {}, origin=PAGE)):
+            assert (reply.headers["access-control-allow-origin"], reply.headers["vary"]) == (PAGE, "Origin")
+            assert "access-control-allow-credentials" not in reply.headers
+        for origin in STRANGERS:
+            asked = await here.ask("OPTIONS", "/v1/chat/completions", headers=preflight(origin))
+            assert asked.status == 400
+            assert "access-control-allow-origin" not in asked.headers
+            assert "access-control-allow-origin" not in (await here.get("/v1/models", origin=origin)).headers
 
 
 # ── what lies on the disk, and where a gateway may listen ────────────────────────────────────────────────
