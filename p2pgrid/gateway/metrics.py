@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import trio
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -125,6 +126,8 @@ class _Now(Collector):
         if worker is None:
             return
         yield GaugeMetricFamily("p2pgrid_sessions_open", "Sessions on the stage here.", value=worker.sessions_open)
+        queue_s = worker.load.queue_ms(trio.current_time()) / 1000
+        yield GaugeMetricFamily("p2pgrid_queue_seconds", "How long a step waits here before it runs.", value=queue_s)
         yield GaugeMetricFamily(
             "p2pgrid_kv_positions_free",
             "Positions that new sessions can reserve here.",

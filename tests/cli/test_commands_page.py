@@ -1,7 +1,5 @@
 """The page of commands comes from the commands themselves."""
 
-
-
 from tests.cli.commands_page import PAGE, page
 
 

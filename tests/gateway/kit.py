@@ -4,7 +4,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import trio
@@ -19,6 +19,7 @@ from p2pgrid.gateway.models import Models
 from p2pgrid.ids import ModelId
 from p2pgrid.net.memory_transport import MemoryNetwork
 from p2pgrid.node.client import ModelDescription
+from p2pgrid.node.peer import Peer
 from tests.swarm_kit import MODEL, Life, cut, joined, living, wall
 from tests.toy_model import CONTEXT_MAX, DESCRIPTION
 
@@ -172,6 +173,11 @@ class Door:
         assert call.reply.closed == call.reply.complete
         return call.reply
 
+    def beside(self, life: Life) -> "Door":
+        """Another gateway to the same swarm, in the process of one of its nodes."""
+        gateway = Gateway(life.peer, _models(life.peer), Access(wall))
+        return replace(self, gateway=gateway, app=make_app(gateway, Events(gateway)))
+
     @property
     def sessions_open(self) -> list[int]:
         """At each node, KV rows that are not free."""
@@ -195,12 +201,14 @@ async def door(
         for life in lives:
             await life.reached("serving")
         client = await stack.enter_async_context(joined(network, 900))
-
-        async def describe(model: ModelId) -> ModelDescription:
-            return DESCRIPTION
-
-        models = Models(client, {MODEL: NAME}, describe, InlineExecutor())
-        gateway = Gateway(client, models, access or Access(wall), **parts)
+        gateway = Gateway(client, _models(client), access or Access(wall), **parts)
         if nodes:
             assert await client.discovery.wait_until(MODEL, lambda: len(client.view.adverts(MODEL)) == nodes, 6)
         yield Door(gateway, make_app(gateway, Events(gateway)), lives, network)
+
+
+def _models(peer: Peer) -> Models:
+    async def describe(model: ModelId) -> ModelDescription:
+        return DESCRIPTION
+
+    return Models(peer, {MODEL: NAME}, describe, InlineExecutor())

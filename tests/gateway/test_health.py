@@ -2,8 +2,13 @@
 
 import trio
 
-from tests.gateway.kit import NAME, door
+from tests.gateway.kit import NAME, Door, door
 from tests.swarm_kit import LAYERS, MODEL
+
+
+async def figures(here: Door) -> dict[str, str]:
+    page = (await here.get("/metrics")).body.decode()
+    return dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
 
 
 async def test_models_are_listed_with_their_state(autojump_clock: object) -> None:
@@ -41,8 +46,7 @@ async def test_metrics_count_what_happened(autojump_clock: object) -> None:
         await here.chat(max_tokens=5)
         await here.chat(model="other")
         await here.get("/v1/../secret")
-        page = (await here.get("/metrics")).body.decode()
-    said = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+        said = await figures(here)
     assert said['p2pgrid_http_requests_total{path="/v1/chat/completions",status="200"}'] == "1.0"
     assert said['p2pgrid_http_requests_total{path="/v1/chat/completions",status="404"}'] == "1.0"
     assert said['p2pgrid_http_requests_total{path="other",status="404"}'] == "1.0"
@@ -52,3 +56,24 @@ async def test_metrics_count_what_happened(autojump_clock: object) -> None:
     assert said['p2pgrid_answers_running{state="running"}'] == "0.0"
     assert said['p2pgrid_nodes{model="toy",state="serving"}'] == "2.0"
     assert sum(name.startswith("p2pgrid_link_rtt_seconds") for name in said) == 2
+    assert "p2pgrid_sessions_open" not in said, "there is no stage in this process"
+
+
+async def test_metrics_of_a_gateway_in_a_node_are_those_of_its_stage_too(autojump_clock: object) -> None:
+    async with door() as here, trio.open_nursery() as tasks:
+        stage, other = here.lives
+        beside = here.beside(stage)
+        await trio.sleep(30)  # for the queue of its beginning to be forgotten
+        calm = await figures(beside)
+        call = beside.begin_chat(tasks, max_tokens=120, stream=True)
+        await call.heard(8000)
+        busy = await figures(beside)
+        call.gone.set()
+    assert float(busy["p2pgrid_sessions_open"]) >= 1  # a canary may be there too
+    free, most = (float(busy[f"p2pgrid_kv_positions_{kind}"]) for kind in ("free", "max"))
+    assert 0 < free < most == float(calm["p2pgrid_kv_positions_max"])
+    assert free <= most - 120
+    assert float(busy["p2pgrid_queue_seconds"]) > float(calm["p2pgrid_queue_seconds"])
+    assert busy['p2pgrid_nodes{model="toy",state="serving"}'] == "2.0"
+    assert busy['p2pgrid_model_usable{model="toy"}'] == "1.0"
+    assert float(busy[f'p2pgrid_link_rtt_seconds{{peer="{other.peer.transport.peer}"}}']) > 0
