@@ -12,7 +12,9 @@ from libp2p import new_host
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
+from libp2p.kad_dht.common import BUCKET_SIZE
 from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
 from libp2p.security.insecure.transport import PLAINTEXT_PROTOCOL_ID, InsecureTransport
 from multiaddr import Multiaddr
 
@@ -130,6 +132,22 @@ async def test_plaintext_is_refused() -> None:
             await rogue.close()
         async with open_libp2p(identity(2), [], a.addresses, dht_server=False):
             pass
+
+
+async def test_who_comes_late_is_found_however_many_came_and_went_before() -> None:
+    """libp2p alone keeps the first 20 of a key."""
+    key = "/p2pgrid/model"
+    async with hosts(2) as (a, b):
+        store = a._dht.service.provider_store  # type: ignore[attr-defined]
+        for number in range(100, 100 + 2 * BUCKET_SIZE):
+            store.add_provider(key.encode(), PeerInfo(ID.from_base58(identity(number).peer), []))
+        assert len(store.providers[key.encode()]) == BUCKET_SIZE
+        await b.announce(key)
+        with trio.fail_after(10):
+            while b.peer not in store.providers[key.encode()]:
+                await trio.sleep(0.01)  # its message is on the way
+        assert identity(99 + 2 * BUCKET_SIZE).peer in store.providers[key.encode()]
+        assert identity(100).peer not in store.providers[key.encode()]
 
 
 async def test_providers_are_found_among_three_nodes_and_never_ourselves() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import structlog
 import trio
+from libp2p.kad_dht.common import BUCKET_SIZE
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.peer.id import ID
 
@@ -36,6 +37,7 @@ class Dht:
         # No limit of peers per subnet: a home or a campus is one subnet, and a grid.
         mode = DHTMode.SERVER if server else DHTMode.CLIENT
         self.service: Any = KadDHT(host, mode, max_peers_per_subnet=0)
+        self._take_newest(self.service.provider_store)
         self._own_id: ID = host.get_id()
         self._announcing = trio.Lock()
         self._next_announce_at = 0.0
@@ -110,6 +112,22 @@ class Dht:
             log.debug("looking for peers: %r", error)
             return []
         return [peer for peer in peers if peer != self._own_id]
+
+    @staticmethod
+    def _take_newest(store: Any) -> None:
+        """libp2p keeps the first 20 providers of a key and turns away whoever comes then, though the 20 be long gone.
+
+        Here the record that was written longest ago gives way: who lives renews its own.
+        """
+        add = store.add_provider
+
+        def add_newest(key: bytes, provider: Any) -> None:
+            records = store.providers.get(key, {})
+            if len(records) >= BUCKET_SIZE and str(provider.peer_id) not in records:
+                del records[min(records, key=lambda peer: records[peer].timestamp)]
+            add(key, provider)
+
+        store.add_provider = add_newest
 
     def _collect(self, found: dict[ID, set[str]], providers: list[Any]) -> None:
         for provider in providers:
