@@ -204,11 +204,15 @@ class Discovery:
 
     async def _keep_refreshed(self) -> None:
         early_rounds = 0
+        due_s = -math.inf
         while True:
+            ordinary = trio.current_time() >= due_s  # which early ones, however many there are, must not put off
+            if ordinary:
+                due_s = trio.current_time() + self._settings.refresh_s * self._rng.uniform(0.8, 1.2)
             for model in sorted(self.interests):
-                await self.refresh(model, look_up=not early_rounds, peers_max=EARLY_PEERS if early_rounds else None)
+                await self.refresh(model, look_up=ordinary, peers_max=None if ordinary else EARLY_PEERS)
             early_rounds = max(early_rounds - 1, 0)
-            with trio.move_on_after(self._settings.refresh_s * self._rng.uniform(0.8, 1.2)):
+            with trio.move_on_at(due_s):
                 if not early_rounds:
                     await self._early.wait()
                 await trio.sleep(self._rng.uniform(*EARLY_PAUSE_S))

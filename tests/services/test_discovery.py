@@ -345,6 +345,39 @@ async def test_who_is_said_to_be_lost_is_asked_and_stays_when_it_answers(autojum
         assert network.dials(a.peer, b.peer, since_s=told_s) <= 1 + 2.5 / DOUBT_S + 1, "it is not asked each time"
 
 
+async def test_who_hears_of_losses_all_the_time_still_finds_newcomers(autojump_clock: trio.abc.Clock) -> None:
+    """Nobody who knows the newcomer knows us: the DHT alone can tell."""
+    network = LossyTable()
+    async with AsyncExitStack() as stack:
+        a, b = [await stack.enter_async_context(joined(network, number)) for number in (1, 2)]
+        liar = await stack.enter_async_context(network.open(LIAR))
+        tasks = await stack.enter_async_context(trio.open_nursery())
+
+        async def lie() -> None:
+            while True:
+                lost = tuple(Lost(b.peer, a.advert_of(b).sequence) for _ in a.known)
+                await ask(liar, a.contact, ADVERT_PROTOCOL, Exchange(lost=lost), Adverts, deadline_s=3)
+                await trio.sleep(DOUBT_S / 4)
+
+        for member in (a, b):
+            await member.publish()
+        await trio.sleep(2 * TIMES.refresh_s)
+        tasks.start_soon(lie)
+        await trio.sleep(2 * TIMES.refresh_s)
+        newcomer = await stack.enter_async_context(network.open(identity(3)))
+        await newcomer.announce(provider_key(MODEL))
+        asked = trio.Event()
+
+        async def say_nothing(stream: ByteStream) -> None:
+            if stream.peer == a.peer:
+                asked.set()
+
+        newcomer.serve(ADVERT_PROTOCOL, say_nothing)
+        with trio.fail_after(LOOK_UP_S_MAX + 3 * TIMES.refresh_s):
+            await asked.wait()
+        tasks.cancel_scope.cancel()
+
+
 async def test_a_peer_whose_link_broke_is_known_again_at_once_when_it_lives(autojump_clock: trio.abc.Clock) -> None:
     network = LossyTable()
     async with joined(network, 1) as a, joined(network, 2) as b:
