@@ -18,8 +18,11 @@ def run_async(main: Callable[[], Awaitable[T]]) -> T:
         return trio.run(main)
 
 
-async def until_told_to_stop(*, until_stdin_closes: bool) -> None:
-    """Return at the first SIGINT or SIGTERM, or, if asked for, when standard input ends.
+async def until_told_to_stop(
+    *, until_stdin_closes: bool, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Return at the first SIGINT or SIGTERM, or, if asked for, when standard input ends. Started once it hears them:
+    before that an interrupt is one.
 
     The latter ties a process to the one that started it: however that one ends, its end of the pipe closes.
     """
@@ -27,6 +30,7 @@ async def until_told_to_stop(*, until_stdin_closes: bool) -> None:
 
         async def watch_signals() -> None:
             with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                task_status.started()
                 async for _ in signals:
                     tasks.cancel_scope.cancel()
 

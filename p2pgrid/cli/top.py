@@ -80,10 +80,13 @@ async def _watch(peer: Peer, names: dict[ModelId, str | None], every_s: float) -
                     screen.update(top_view(shown, f"the swarm at {_clock()}; Ctrl-C leaves"), refresh=True)
                     await trio.sleep(every_s)
 
+        async def leave(*, task_status: trio.TaskStatus[None]) -> None:
+            await until_told_to_stop(until_stdin_closes=False, task_status=task_status)
+            tasks.cancel_scope.cancel()
+
+        await tasks.start(leave)  # first: who sees the screen may leave at once
         tasks.start_soon(look)
         tasks.start_soon(show)
-        await until_told_to_stop(until_stdin_closes=False)
-        tasks.cancel_scope.cancel()
 
 
 def _clock() -> str:

@@ -10,6 +10,8 @@ from typing import Literal
 
 BATCH_ROWS_MAX = 32
 """Most rows in one decode batch."""
+Kind = Literal["decode", "prefill"]
+"""Of a step: one position, or more."""
 CLIENTS_MAX = 4096
 """Clients whose last turn is remembered."""
 
@@ -83,7 +85,7 @@ class Scheduler:
         return min(len(self._waiting), self._rows_max)
 
     @property
-    def kind(self) -> Literal["decode", "prefill"]:
+    def kind(self) -> Kind:
         """What waits: decode steps, perhaps beside prefill steps, or prefill steps alone."""
         return "decode" if any(step.count == 1 for step in self._waiting.values()) else "prefill"
 

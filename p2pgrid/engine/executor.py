@@ -6,7 +6,8 @@ from typing import TypeVar
 
 import trio
 
-from p2pgrid.engine.turns import Kind, Turn, Turns
+from p2pgrid.core.batching import Kind
+from p2pgrid.engine.turns import Turn, Turns
 
 T = TypeVar("T")
 

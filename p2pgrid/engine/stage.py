@@ -6,7 +6,8 @@ from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
-from p2pgrid.engine.turns import Kind, Turn
+from p2pgrid.core.batching import Kind
+from p2pgrid.engine.turns import Turn
 from p2pgrid.ids import Span
 from p2pgrid.wire.tensors import Floats, Ints
 

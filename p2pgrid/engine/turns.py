@@ -14,14 +14,13 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 import trio
 
+from p2pgrid.core.batching import Kind
 from p2pgrid.errors import LocalFault
 
-Kind = Literal["decode", "prefill"]
-KINDS: tuple[Kind, ...] = ("decode", "prefill")
 PATIENCE_S = 0.5
 """Longer than any step takes."""
 DISTRUST_S = 5.0
@@ -74,7 +73,7 @@ class Turns:
         """Raises LocalFault when the folder cannot be used."""
         try:
             self._turn = os.open(folder / "turn", os.O_RDWR | os.O_CREAT, 0o600)
-            self._lines: dict[Kind, _Line] = {kind: _Line(folder, kind) for kind in KINDS}
+            self._lines: dict[Kind, _Line] = {kind: _Line(folder, kind) for kind in get_args(Kind)}
         except OSError as error:
             raise LocalFault(f"cannot take turns in {folder}: {error.strerror}") from error
         self._step_aside = False
@@ -131,13 +130,12 @@ class Turns:
 
     def release(self, kind: Kind) -> None:
         """Of `Turn`: let the next one begin, with work of the other kind if anybody has such."""
-        waiting = [line for other, line in self._lines.items() if not line.is_empty() and other != kind]
-        if not waiting and not self._lines[kind].is_empty():
-            waiting = [self._lines[kind]]
-        self._step_aside = bool(waiting)
+        by_turn = [line for other, line in self._lines.items() if other != kind] + [self._lines[kind]]
+        following = next((line for line in by_turn if not line.is_empty()), None)
+        self._step_aside = following is not None
         fcntl.flock(self._turn, fcntl.LOCK_UN)
-        for line in waiting:
-            line.tell()
+        if following is not None:
+            following.tell()
 
 
 class Turn:

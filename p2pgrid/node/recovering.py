@@ -7,8 +7,8 @@ import trio
 
 from p2pgrid.core.generation import SendStep
 from p2pgrid.core.recovery import Recovery
-from p2pgrid.core.routing import explain_no_route, patience_s, route_ms
-from p2pgrid.errors import NoRoute, Overloaded, PeerError
+from p2pgrid.core.routing import PATIENCE_S_MIN, explain_no_route, patience_s, route_ms
+from p2pgrid.errors import NoRoute, Overloaded, PeerError, PeerUnavailable
 from p2pgrid.ids import ModelId, PeerId, SessionId
 from p2pgrid.node.peer import Peer
 from p2pgrid.services.pipeline import HandedOver, PipelineSession, Stalled, Terms
@@ -59,7 +59,7 @@ class RecoveringSession:
         self._unanswered = 0
         """Positions sent since the last answer."""
         self._silent_s = 0.0
-        """How long the last answer was waited for when the stages were last asked."""
+        """How long the next answer has been waited for."""
 
     @property
     def id(self) -> SessionId:
@@ -84,12 +84,12 @@ class RecoveringSession:
     async def receive(self) -> Token | Scores:
         """The next answer of the last stage. Raises as `send`."""
         while True:
-            wait_s = self._patience_s()
+            wait_s = self._wait_s()
             try:
                 answer = await self._session.receive(wait_s)
             except Stalled as stall:
                 self._silent_s += wait_s
-                await self._ask_who_computes(stall)
+                await self._wait_on(stall)
             except PeerError as error:
                 await self._recover(error)
             else:
@@ -98,21 +98,25 @@ class RecoveringSession:
                 self._silent_s = 0.0
                 return answer
 
-    def _patience_s(self) -> float:
-        """By the speed that the stages advertise; twice as long each time that all of them say they compute."""
+    def _wait_s(self) -> float:
+        """Until we look again why no answer comes: twice as long each time, and never past the longest silence."""
         longest_s = self._peer.settings.token_s_max
-        return longest_s if self._session.relayed else min(max(self._promised_s(), self._silent_s), longest_s)
+        left_s = longest_s - self._silent_s
+        return min(max(PATIENCE_S_MIN, self._silent_s), left_s if left_s > 0 else longest_s)
 
-    def _promised_s(self) -> float:
-        token_ms = route_ms(self._peer.adverts(self._model), self._session.route)
-        return patience_s(token_ms, self._unanswered)
+    async def _wait_on(self, stall: Stalled) -> None:
+        """Longer than the adverts promise, or longer than any token may take, is too long.
 
-    async def _ask_who_computes(self, stall: Stalled) -> None:
-        """Go on along the same route: nothing is computed again but the one step that is waited for, and a stage whose
-        step never ends does not answer. A slow one does, and is given what its advert asks for.
+        Then go on along the same route: nothing is computed again but the one step that is waited for, and a stage
+        whose step never ends does not answer. A slow one does, and is given what its advert asks for.
         """
-        if self._session.relayed or self._silent_s >= max(self._peer.settings.token_s_max, self._promised_s()):
-            raise stall
+        token_ms = route_ms(self._peer.adverts(self._model), self._session.route)
+        promised_s = patience_s(token_ms, self._unanswered)
+        longest_s = self._peer.settings.token_s_max
+        if self._silent_s >= (longest_s if self._session.relayed else max(longest_s, promised_s)):
+            raise PeerUnavailable(f"the pipeline gave no token for {self._silent_s:.0f} s", stall.peer)
+        if self._session.relayed or self._silent_s < min(promised_s, longest_s):
+            return
         log.debug("no token for long: the stages are asked", waited_s=self._silent_s)
         try:
             await self._session.reroute(self._session.route)

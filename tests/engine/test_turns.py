@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 import trio
 
+from p2pgrid.core.batching import Kind
 from p2pgrid.engine import turns
-from p2pgrid.engine.turns import Kind, Turns
+from p2pgrid.engine.turns import Turns
 from p2pgrid.errors import LocalFault
 
 HOLDER = """
 import sys, trio
 from pathlib import Path
-from p2pgrid.engine.turns import Kind, Turns
+from p2pgrid.core.batching import Kind
+from p2pgrid.engine.turns import Turns
 
 async def main():
     async with Turns(Path(sys.argv[1])).take():
