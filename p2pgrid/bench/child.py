@@ -5,10 +5,8 @@ that it never outlives us.
 """
 
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from subprocess import PIPE
 
 import msgspec
@@ -16,6 +14,7 @@ import trio
 
 from p2pgrid.bench.systems import Timed
 from p2pgrid.errors import LocalFault
+from p2pgrid.folders import temporary_folder
 from p2pgrid.swarm.processes import Member, end_members
 
 READ_BYTES = 65536
@@ -106,8 +105,8 @@ class ChildSystem:
 @asynccontextmanager
 async def open_child(name: str, module: str, *arguments: str) -> AsyncIterator[ChildSystem]:
     """Start `python -m module arguments…`, which calls `serve`; end it on every exit. Raises LocalFault."""
-    with tempfile.TemporaryDirectory(prefix="p2pgrid-bench-") as folder:
-        log = Path(folder) / "log"
+    with temporary_folder() as folder:
+        log = folder / "log"
         with log.open("wb") as sink:
             process = await trio.lowlevel.open_process(
                 [sys.executable, "-m", module, *arguments],
@@ -116,7 +115,7 @@ async def open_child(name: str, module: str, *arguments: str) -> AsyncIterator[C
                 stderr=sink,
                 start_new_session=True,  # a Ctrl-C in the terminal reaches us alone
             )
-        member = Member(name, process, log, Path(folder) / "state.json")
+        member = Member(name, process, log, folder / "state.json")
         try:
             system = ChildSystem(name, member)
             await system.receive(0)

@@ -2,16 +2,15 @@
 
 import struct
 import sys
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from subprocess import PIPE
 
 import msgspec
 import trio
 
 from p2pgrid.errors import LocalFault, PeerUnavailable
+from p2pgrid.folders import temporary_folder
 from p2pgrid.ids import PeerId
 from p2pgrid.net.libp2p_transport import open_libp2p
 from p2pgrid.net.links import Delivery, Links
@@ -51,8 +50,8 @@ async def read_exactly(stream: trio.SocketStream, nbytes: int) -> bytes:
 @asynccontextmanager
 async def open_echo() -> AsyncIterator[Whereabouts]:
     """An echo peer in a process of its own, ended on every exit. Raises LocalFault."""
-    with tempfile.TemporaryDirectory(prefix="p2pgrid-bench-") as folder:
-        log = Path(folder) / "log"
+    with temporary_folder() as folder:
+        log = folder / "log"
         with log.open("wb") as sink:
             process = await trio.lowlevel.open_process(
                 [sys.executable, "-m", __name__],
@@ -61,7 +60,7 @@ async def open_echo() -> AsyncIterator[Whereabouts]:
                 stderr=sink,
                 start_new_session=True,  # a Ctrl-C in the terminal reaches us alone
             )
-        member = Member("echo", process, log, Path(folder) / "state.json")
+        member = Member("echo", process, log, folder / "state.json")
         assert process.stdout is not None
         try:
             yield await _whereabouts(member, process.stdout)

@@ -1,10 +1,8 @@
 """The system `gateway`: a `p2pgrid serve` in front of the swarm, asked over HTTP."""
 
-import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,6 +10,7 @@ import trio
 
 from p2pgrid.bench.systems import Timed
 from p2pgrid.errors import LocalFault
+from p2pgrid.folders import temporary_folder
 from p2pgrid.swarm.processes import Member, end_members, start_member, wait_for_phase
 
 DATA = b"data: "
@@ -68,10 +67,10 @@ async def _events(stream: trio.SocketStream) -> AsyncIterator[Any]:
 @asynccontextmanager
 async def open_http_system(bootstrap: Sequence[str], model: str, never: Sequence[int]) -> AsyncIterator[HttpSystem]:
     """Start a gateway to the swarm behind `bootstrap`. Raises LocalFault."""
-    with tempfile.TemporaryDirectory(prefix="p2pgrid-gateway-") as name:
+    with temporary_folder() as folder:
         joining = [arg for address in bootstrap for arg in ("--bootstrap", address)]
         command = ["serve", *joining, "--listen", "127.0.0.1:0", "--model", model]
-        member = await start_member("gateway", command, Path(name))
+        member = await start_member("gateway", command, folder)
         try:
             state = await wait_for_phase(member, "serving")
             assert state.gateway is not None

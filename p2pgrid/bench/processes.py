@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import psutil
 import trio
 
+from p2pgrid.folders import temporary_folder
 from p2pgrid.ids import Span
 from p2pgrid.node.state_file import ProcessState
 from p2pgrid.swarm.processes import Member, end_members, start_member, wait_for_phase
@@ -100,8 +100,8 @@ async def open_crew() -> AsyncIterator[Crew]:
 
     Raises LocalFault when it cannot start.
     """
-    with tempfile.TemporaryDirectory(prefix="p2pgrid-bench-") as name:
-        crew = Crew(Path(name))
+    with temporary_folder() as directory:
+        crew = Crew(directory)
         try:
             await crew.start_bootstrap()
             yield crew

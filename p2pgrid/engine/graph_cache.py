@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,15 +16,15 @@ from pathlib import Path
 import msgspec
 
 from p2pgrid.engine.ort_session import VERSION, processor
+from p2pgrid.folders import own_folder, sweep_folders
 from p2pgrid.ids import Span
 from p2pgrid.wire.manifest import Manifest
 
 BYTES_MAX = 4 * 1024**3
 """Of all entries together; the least recently used go first, the one just built stays."""
-ABANDONED_S = 3600.0
-"""What is still being built after this long belongs to a process that is gone."""
 
-_BUILDING = ".building-"
+BUILDING = ".work-"
+"""What the names of folders begin with in which an entry is being built."""
 _CHECKS = "checks.json"
 
 Build = Callable[[Path], Path]
@@ -58,17 +57,15 @@ class GraphCache:
         Raises OSError when the disk is full or the folder cannot be written, and whatever `build` raises.
         """
         entry = self._folder / key
+        sweep_folders(self._folder, BUILDING)
         checks = _sound(entry)
         if checks is not None:
             os.utime(entry)
             return entry / checks.graph
         self._folder.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=self._folder))
-        try:
+        with own_folder(self._folder, BUILDING) as building:
             checks = _checked(build(building))
             self._put(building, entry)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
         self._prune(entry)
         return entry / checks.graph
 
@@ -78,21 +75,16 @@ class GraphCache:
         except OSError:
             if _sound(entry) is not None:
                 return  # somebody else was faster
-            with tempfile.TemporaryDirectory(prefix=_BUILDING, dir=self._folder) as away:
-                entry.rename(Path(away) / "damaged")
+            with own_folder(self._folder, BUILDING) as away:
+                entry.rename(away / "damaged")
             building.rename(entry)
 
     def _prune(self, newest: Path) -> None:
-        now = newest.stat().st_mtime  # by the clock of the disk, which all that use the folder have in common
         entries: list[tuple[float, int, Path]] = []
         for path in self._folder.iterdir():
             with contextlib.suppress(FileNotFoundError):  # others prune too
-                used = path.stat().st_mtime
-                if path.name.startswith(_BUILDING):
-                    if used < now - ABANDONED_S:
-                        shutil.rmtree(path, ignore_errors=True)
-                elif path != newest:
-                    entries.append((used, _nbytes(path), path))
+                if path != newest and not path.name.startswith(BUILDING):
+                    entries.append((path.stat().st_mtime, _nbytes(path), path))
         total = _nbytes(newest)
         for _, nbytes, path in sorted(entries, reverse=True):
             total += nbytes

@@ -1,6 +1,5 @@
 """A stage that onnxruntime computes."""
 
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from p2pgrid.engine.ort_session import FAILURES, new_session, one_line, threads_
 from p2pgrid.engine.row_runs import row_runs
 from p2pgrid.engine.stage import KvBlock
 from p2pgrid.errors import LocalFault
+from p2pgrid.folders import temporary_folder
 from p2pgrid.ids import Span
 from p2pgrid.settings import StageSettings
 from p2pgrid.wire.manifest import Manifest
@@ -84,8 +84,8 @@ def _kept_session(folder: Path, key: str, build: Build, threads: int) -> onnxrun
 
 
 def _temporary_session(build: Build, threads: int) -> onnxruntime.InferenceSession:
-    with tempfile.TemporaryDirectory(prefix="p2pgrid-stage-") as folder:
-        return new_session(build(Path(folder)), threads)
+    with temporary_folder() as folder:
+        return new_session(build(folder), threads)
 
 
 class OrtStage:

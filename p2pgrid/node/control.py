@@ -1,7 +1,7 @@
 """Telling a node of this machine what to do: one socket a node, in a directory that is its owner's alone.
 
 A connection carries one line of JSON each way at a time: `{"drain_s": 30.0}`, and then `{"sessions": 8}` whenever that
-changes, until the node has closed the socket.
+changes, until the node has closed the socket. Sockets of killed nodes are removed by the next one that comes or goes.
 """
 
 import contextlib
@@ -60,6 +60,7 @@ async def obey(
 
     path = _path(folder, peer)
     try:
+        sweep(folder)
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(_listen(path)))
     except OSError as error:
         log.warning("this node cannot be told to drain but by a signal", socket=str(path), why=error.strerror)
@@ -70,11 +71,20 @@ async def obey(
         await trio.serve_listeners(serve, [listener])
     finally:
         path.unlink(missing_ok=True)
+        sweep(folder)
 
 
 def nodes_here(folder: Path) -> list[str]:
     """The ends of the peer ids of nodes that take orders here."""
-    return sorted(path.stem for path in folder.glob("*.sock") if _answers(path))
+    return sorted(path.stem for path in folder.glob("*.sock") if answers(path))
+
+
+def sweep(folder: Path) -> None:
+    """Remove the sockets behind which nobody listens any more."""
+    for path in folder.glob("*.sock"):
+        if answers(path) is False:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 async def ask_to_drain(folder: Path, who: str, within_s: float, tell: Callable[[int], None]) -> None:
@@ -103,7 +113,8 @@ def _find(folder: Path, who: str) -> Path:
         return folder / f"{found[0]}.sock"
     here = ", ".join(f"…{stem}" for stem in known) or "none"
     if not found:
-        raise BadInput(f"no node {who} runs on this machine; those that do: {here}".replace("  ", " "))
+        none = f"no node {who} runs on this machine; those that do: {here}".replace("  ", " ")
+        raise BadInput(f"{none}. A node of another machine takes orders there only, from whoever runs it")
     raise BadInput(f"several nodes run on this machine, say which one: {here}")
 
 
@@ -113,23 +124,31 @@ def _path(folder: Path, peer: PeerId) -> Path:
 
 def _listen(path: Path) -> socket.socket:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # of an earlier process with this identity, which has ended: ids have one owner
+    coming = path.with_suffix(".new")  # what has its name listens already, so that nobody takes it for a leftover
+    coming.unlink(missing_ok=True)  # of an earlier process with this identity, which has ended: ids have one owner
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        listening.bind(os.fspath(path))
+        listening.bind(os.fspath(coming))
         listening.listen(4)
+        coming.replace(path)
     except OSError:
         listening.close()
         raise
     return listening
 
 
-def _answers(path: Path) -> bool:
+def answers(path: Path) -> bool | None:
+    """Whether somebody listens at that socket; None where it cannot be told, because it is another user's."""
     with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+        probe.setblocking(False)
         try:
             probe.connect(os.fspath(path))
-        except OSError:
+        except BlockingIOError:
+            return True  # it is behind with its callers, like one that was stopped
+        except (ConnectionRefusedError, FileNotFoundError):
             return False
+        except OSError:
+            return None
         return True
 
 

@@ -1,7 +1,6 @@
 """What a running process says of itself to others on this machine: a small JSON file, always whole."""
 
 import os
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -22,11 +21,14 @@ class ProcessState(msgspec.Struct, frozen=True):
 
 
 def write_json(path: Path, document: object) -> None:
-    """Replace `path` by `document` as JSON in one step. Raises LocalFault."""
+    """Replace `path` by `document` as JSON in one step. Raises LocalFault.
+
+    A file has one writer. What is half written has a fixed name, so that killed ones leave no more than one behind.
+    """
+    half = path.with_name(f".{path.name}.new")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            file.write(msgspec.json.encode(document))
-        Path(file.name).replace(path)
+        half.write_bytes(msgspec.json.encode(document))
+        half.replace(path)
     except OSError as error:
         raise LocalFault(f"cannot write {path}: {error.strerror}") from error
 

@@ -1,21 +1,19 @@
 """Contents by their SHA-256: `blobs/<64 hex digits>`, whole or not there.
 
-Everything is written in a scratch directory first and moved in when it is complete and checked. A scratch
-directory belongs to whoever holds its lock; one without an owner was left by a process that died, and `sweep`
-removes it.
+Everything is written in a scratch directory first and moved in when it is complete and checked. One without an owner
+was left by a process that died, and is swept up (`p2pgrid.folders`).
 """
 
 import hashlib
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from p2pgrid.errors import LocalFault
-from p2pgrid.storage.disk import disk_errors, sync_directory, try_lock
+from p2pgrid.folders import own_folder, sweep_folders
+from p2pgrid.storage.disk import disk_errors, sync_directory
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -77,39 +75,16 @@ class BlobStore:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A fresh directory on the store's disk, ours alone, gone afterwards with all that is in it."""
-        folder, lock = self._new_scratch()
-        try:
+        with ExitStack() as held:
+            with disk_errors("write in", self._scratch):
+                self._scratch.mkdir(parents=True, exist_ok=True)
+                folder = held.enter_context(own_folder(self._scratch))
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
 
     def sweep(self) -> int:
         """Remove what processes that died have left half done; returns how many pieces. Raises LocalFault."""
-        swept = 0
         with disk_errors("clean up", self._scratch):
-            leftovers = sorted(self._scratch.iterdir()) if self._scratch.is_dir() else []
-            for folder in leftovers:
-                with suppress(FileNotFoundError):
-                    lock = try_lock(folder)
-                    if lock is not None:
-                        shutil.rmtree(folder, ignore_errors=True)
-                        os.close(lock)
-                        swept += 1
-        return swept
-
-    def _new_scratch(self) -> tuple[Path, int]:
-        with disk_errors("write in", self._scratch):
-            while True:
-                self._scratch.mkdir(parents=True, exist_ok=True)
-                folder = Path(tempfile.mkdtemp(dir=self._scratch))
-                # Between the two calls a sweep may have taken the directory for a leftover.
-                with suppress(FileNotFoundError):
-                    lock = try_lock(folder)
-                    if lock is not None and folder.is_dir():
-                        return folder, lock
-                    if lock is not None:
-                        os.close(lock)
+            return sweep_folders(self._scratch)
 
 
 def save(pieces: Iterable[bytes], path: Path, nbytes_max: int) -> str:

@@ -43,20 +43,6 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def try_lock(directory: Path) -> int | None:
-    """An open descriptor that holds the directory's lock until it is closed; None when another one holds it.
-
-    Raises OSError when the directory is not there.
-    """
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
 def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Put `data` at `path`, all or nothing, and on the disk when this returns.
 

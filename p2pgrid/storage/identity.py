@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from p2pgrid.errors import LocalFault
-from p2pgrid.storage.disk import disk_errors, locked, try_lock, write_whole
+from p2pgrid.folders import try_lock
+from p2pgrid.storage.disk import disk_errors, locked, write_whole
 from p2pgrid.wire.signing import Identity
 
 SEED_BYTES = 32

@@ -1,12 +1,11 @@
 """One bootstrap peer and N nodes as processes on loopback, which know only the bootstrap's address."""
 
-import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import trio
 
+from p2pgrid.folders import temporary_folder
 from p2pgrid.node.state_file import ProcessState
 from p2pgrid.swarm.processes import Member, end_members, start_member, wait_for_phase
 
@@ -58,8 +57,7 @@ async def open_local_swarm(
     process cannot start.
     """
     members: list[Member] = []
-    with tempfile.TemporaryDirectory(prefix="p2pgrid-swarm-") as name:
-        directory = Path(name)
+    with temporary_folder() as directory:
         try:
             members.append(await start_member("bootstrap", ["bootstrap", *LISTEN, "--ephemeral"], directory))
             bootstrap = await wait_for_phase(members[0], "serving")

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from p2pgrid.engine import graph_cache
-from p2pgrid.engine.graph_cache import ABANDONED_S, GraphCache, graph_key
+from p2pgrid.engine.graph_cache import BUILDING, GraphCache, graph_key
 from p2pgrid.engine.ort_stage import open_stage
+from p2pgrid.folders import own_folder
 from p2pgrid.ids import Span
 from p2pgrid.wire.manifest import Manifest
 from p2pgrid.wire.tensors import Floats
@@ -128,13 +129,14 @@ def test_the_least_recently_used_entries_go_first_and_the_newest_stays(tmp_path:
 
 def test_what_a_process_that_is_gone_was_building_is_swept_up_and_what_another_builds_is_not(tmp_path: Path) -> None:
     kept = GraphCache(tmp_path)
-    for name in ("gone", "busy"):
-        (tmp_path / f".building-{name}").mkdir()
-        (tmp_path / f".building-{name}" / "arrays").write_bytes(bytes(100))
-    now = (tmp_path / ".building-gone").stat().st_mtime
-    os.utime(tmp_path / ".building-gone", (now - 2 * ABANDONED_S,) * 2)
+    (tmp_path / f"{BUILDING}gone").mkdir()
+    (tmp_path / f"{BUILDING}gone" / "arrays").write_bytes(bytes(100))
+    with own_folder(tmp_path, BUILDING) as busy:
+        kept.graph(KEY, Builder())
+        assert entries(tmp_path) == {KEY, busy.name}
+    (tmp_path / f"{BUILDING}gone").mkdir()
     kept.graph(KEY, Builder())
-    assert entries(tmp_path) == {KEY, ".building-busy"}
+    assert entries(tmp_path) == {KEY}, "also by one that finds its graph built"
 
 
 def test_the_key_tells_models_spans_lengths_versions_and_builders_apart(

@@ -1,7 +1,8 @@
 """Telling a node of this machine to leave, through its socket."""
 
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,22 @@ async def obeying(folder: Path, number: int) -> AsyncIterator[tuple[PeerId, Told
         told.scope = tasks.cancel_scope
         yield peer, told
         tasks.cancel_scope.cancel()
+
+
+def listening(path: Path) -> socket.socket:
+    taken = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    taken.bind(str(path))
+    taken.listen(1)
+    return taken
+
+
+def stems(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.iterdir())
+
+
+def leave_a_socket(path: Path) -> None:
+    """As a process does that is killed."""
+    listening(path).close()
 
 
 async def ask_briefly(folder: Path, who: str, within_s: float) -> None:
@@ -72,14 +89,35 @@ async def test_who_is_not_here_is_named_with_those_who_are(tmp_path: Path) -> No
     with pytest.raises(BadInput, match="those that do: none"):
         await ask_briefly(tmp_path / "nothing", "", 1.0)
     async with obeying(tmp_path, 1) as (peer, _):
-        with pytest.raises(BadInput, match=f"no node 12D3Koo runs on this machine; those that do: …{peer[-12:]}"):
+        here = f"no node 12D3Koo runs on this machine; those that do: …{peer[-12:]}. A node of another machine"
+        with pytest.raises(BadInput, match=here):
             await ask_briefly(tmp_path, "12D3Koo", 1.0)
 
 
 async def test_a_socket_that_a_killed_process_left_is_no_node_and_in_nobodys_way(tmp_path: Path) -> None:
     stale = tmp_path / f"{identity(1).peer[-12:]}.sock"
-    stale.touch()
+    leave_a_socket(stale)
     assert nodes_here(tmp_path) == []
+    async with obeying(tmp_path, 1) as (peer, _):
+        assert nodes_here(tmp_path) == [peer[-12:]]
+
+
+async def test_whoever_comes_or_goes_removes_the_sockets_of_the_dead_and_no_others(tmp_path: Path) -> None:
+    leave_a_socket(tmp_path / "before.sock")
+    with closing(listening(tmp_path / "frozen.sock")) as frozen, ExitStack() as callers:
+        for _ in range(9):  # more than may wait
+            caller = callers.enter_context(closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)))
+            caller.setblocking(False)
+            with suppress(BlockingIOError):
+                caller.connect(frozen.getsockname())
+        async with obeying(tmp_path, 1) as (peer, _):
+            assert stems(tmp_path) == sorted([peer[-12:], "frozen"])
+            leave_a_socket(tmp_path / "meanwhile.sock")
+        assert stems(tmp_path) == ["frozen"]
+
+
+async def test_a_file_of_that_name_that_cannot_be_removed_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / "folder.sock").mkdir()
     async with obeying(tmp_path, 1) as (peer, _):
         assert nodes_here(tmp_path) == [peer[-12:]]
 

@@ -1,18 +1,20 @@
-"""Requests while nodes are killed and others join every few seconds."""
+"""Requests while nodes are killed and others join every few seconds, and what is left when all is over."""
 
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import trio
 
 from p2pgrid.bench.hearing import Heard, hear
-from p2pgrid.bench.processes import Crew, open_crew
+from p2pgrid.bench.leftovers import Files, held_rows
+from p2pgrid.bench.processes import Crew, open_crew, state_of
 from p2pgrid.bench.scenario import Bench, Named
 from p2pgrid.bench.scenarios.recovery import REPLICAS, serving, spans_of, start_serving
 from p2pgrid.engine.tokenizer import Tokenizer
-from p2pgrid.ids import Span
+from p2pgrid.ids import PeerId, Span
 from p2pgrid.node.client import ModelDescription, wait_for_route
 from p2pgrid.node.wiring import describe_model, model_store, open_network
 
@@ -27,6 +29,9 @@ PROMPTS = (
 )
 SYSTEM = "swarm"
 FINISHED_SHARE_MIN = 0.995
+LEFT = ("processes_left", "files_left", "kv_rows_left", "kv_positions_left")
+"""Of each there must be none."""
+PATHS_SHOWN_MAX = 5
 
 
 @dataclass(frozen=True)
@@ -110,13 +115,20 @@ async def run(bench: Bench) -> None:
     description = await describe_model(model_store(), options.model)
     spans = spans_of(description.manifest.layers, options.nodes)
     tally = Tally()
+    files = Files()
+    before = files.paths()
     try:
         async with open_crew() as crew:
             await start_serving(crew, options.model, spans * REPLICAS)
             await _ask_in_churn(bench, crew, description, plan, tally)
+            await _count_rows(bench, crew, description)
         bench.note(crew.last_note())
+        bench.keep(SYSTEM, "processes_left", "processes", [float(len(crew.left_behind()))])
+        _count_files(bench, files.left_since(before))
     finally:
         tally.keep(bench)
+        for what in LEFT:
+            bench.require(what, SYSTEM, at_most=0.0)
         bench.require("finished_share", SYSTEM, at_least=FINISHED_SHARE_MIN)
         bench.require("equal_share", SYSTEM, at_least=1.0)
     bench.note(
@@ -175,6 +187,27 @@ async def _churn(bench: Bench, crew: Crew, plan: Plan, tally: Tally) -> None:
                 tally.kills += 1
         await trio.sleep(plan.every_s)
     bench.progress(events, events)
+
+
+async def _count_rows(bench: Bench, crew: Crew, description: ModelDescription) -> None:
+    """What the nodes that live hold now that all clients are gone."""
+    states = [state_of(member, "serving") for member in crew.living]
+    nodes = [PeerId(state.peer_id) for state in states if state is not None]
+    async with open_network(crew.bootstrap) as peer:
+        held = await held_rows(peer, description.id, nodes)
+    if held is None:
+        bench.note("not all nodes that live could be asked what they hold")
+        return
+    bench.keep(SYSTEM, "kv_rows_left", "rows", [float(held.rows)])
+    bench.keep(SYSTEM, "kv_positions_left", "positions", [float(held.positions)])
+    bench.note(f"{len(nodes)} nodes lived to the end, and were asked for the KV rows that they hold")
+
+
+def _count_files(bench: Bench, left: Sequence[Path]) -> None:
+    bench.keep(SYSTEM, "files_left", "files", [float(len(left))])
+    if left:
+        more = ", …" if len(left) > PATHS_SHOWN_MAX else ""
+        bench.note(f"files that belong to nobody: {', '.join(map(str, left[:PATHS_SHOWN_MAX]))}{more}")
 
 
 SCENARIO = Named("churn", "requests while nodes are killed and others join every few seconds", run)

@@ -1,10 +1,8 @@
 """Where the time of one decode step goes, from what the nodes themselves write down of each step."""
 
 import statistics
-import tempfile
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from p2pgrid.bench.lineup import prompt_maker
 from p2pgrid.bench.runner import Figures
@@ -12,6 +10,7 @@ from p2pgrid.bench.scenario import Bench, Named
 from p2pgrid.bench.step_parts import along_the_route, medians, parts_of, read_trace
 from p2pgrid.bench.swarm_system import open_swarm_system
 from p2pgrid.bench.systems import System, Timed
+from p2pgrid.folders import temporary_folder
 from p2pgrid.services.pipeline import Terms
 from p2pgrid.swarm.local_swarm import LISTEN
 
@@ -24,8 +23,8 @@ async def run(bench: Bench) -> None:
     """Nothing is drafted, so that one step is under way at a time. Traces are read once the nodes have ended."""
     maker = await prompt_maker(bench)
     answers: dict[int, Timed] = {}
-    with tempfile.TemporaryDirectory(prefix="p2pgrid-bench-") as folder:
-        files = [Path(folder) / f"node-{number}.jsonl" for number in range(bench.options.nodes)]
+    with temporary_folder() as folder:
+        files = [folder / f"node-{number}.jsonl" for number in range(bench.options.nodes)]
 
         def arguments_of(number: int) -> Sequence[str]:
             return [*LISTEN, "--trace", str(files[number])]
