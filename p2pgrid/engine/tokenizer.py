@@ -5,12 +5,15 @@ Tokenization is `tokenizers`' BPE behind the pre-tokenizer that the checkpoint n
 may contain some. So what a user types cannot end a turn or begin a new one.
 """
 
+import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import jinja2
 import tokenizers
+from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 
@@ -80,11 +83,12 @@ class Tokenizer:
         """Token ids of a raw prompt to be continued: with the checkpoint's first token, if it wants one."""
         return self._begin(self.encode(text, special=False))
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Token ids of a conversation in the checkpoint's chat format, up to where the answer begins.
 
-        Each message has a `role` and its `content`. Control tokens come from the template alone: what looks
-        like one inside a message is marked before rendering, and stays text.
+        Each message has a `role` and its `content`, and whatever else the template asks for; `tools` are functions that
+        the model may call, as JSON has them. Control tokens come from the template alone: what looks like one inside
+        a message or a tool is marked before rendering, and stays text.
 
         Raises BadInput when the checkpoint has no template, or the template does not accept the messages.
         """
@@ -93,11 +97,11 @@ class Tokenizer:
         for message in messages:
             if not all(isinstance(message.get(key), str) for key in ("role", "content")):
                 raise BadInput("each message needs a role and a content, both text")
-        mark = self._unused_mark(messages)
-        marked = [{key: self._marked(value, mark) for key, value in message.items()} for message in messages]
         try:
+            mark = self._unused_mark([messages, tools])
             rendered = self._template.render(
-                messages=marked,
+                messages=self._marked(messages, mark),
+                **({"tools": self._marked(tools, mark)} if tools else {}),
                 add_generation_prompt=True,
                 bos_token=self._text_of(self._data.bos),
                 eos_token=self._text_of(self._data.eos),
@@ -149,14 +153,20 @@ class Tokenizer:
         bos = self._data.bos
         return [bos, *ids] if self._data.add_bos and bos is not None and ids[:1] != [bos] else ids
 
-    def _marked(self, text: str, mark: str) -> str:
-        """`text` with the mark after each letter of what looks like a control token, so that it is none."""
-        if self._cut is None:
-            return text
-        return self._cut.sub(lambda found: "".join(letter + mark for letter in found[0]), text)
+    def _marked(self, value: Any, mark: str) -> Any:
+        """`value` with the mark after each letter of what looks like a control token, so that it is none."""
+        match value:
+            case str() if self._cut is not None:
+                return self._cut.sub(lambda found: "".join(letter + mark for letter in found[0]), value)
+            case Mapping():
+                return {self._marked(key, mark): self._marked(each, mark) for key, each in value.items()}
+            case list() | tuple():
+                return [self._marked(each, mark) for each in value]
+            case _:
+                return value
 
-    def _unused_mark(self, messages: Sequence[Mapping[str, str]]) -> str:
-        seen = {letter for message in messages for value in message.values() for letter in value}
+    def _unused_mark(self, document: Any) -> str:
+        seen = {letter for text in _texts(document) for letter in text}
         seen.update(self._data.chat_template or "")
         for code in MARKS:
             if chr(code) not in seen:
@@ -167,16 +177,52 @@ class Tokenizer:
         return "" if token is None else self._data.tokens[token]
 
     @cached_property
+    def template_has_tools(self) -> bool:
+        """Whether the checkpoint has a chat template that can tell the model of functions."""
+        try:
+            return "tools" in meta.find_undeclared_variables(_environment().parse(self._data.chat_template or ""))
+        except (jinja2.TemplateError, RecursionError):
+            return False
+
+    def template_shows(self, text: str) -> bool:
+        """Whether the chat template has `text` in it, and answers would show it: it is no control token."""
+        return text in (self._data.chat_template or "") and text not in self._control
+
+    @cached_property
     def _template(self) -> jinja2.Template:
         source = self._data.chat_template
         if source is None:
             raise BadInput("this model has no chat template; use --raw to send the text as it stands")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
         try:
-            return environment.from_string(source)
+            return _environment().from_string(source)
         except (jinja2.TemplateError, RecursionError) as error:
             raise BadInput(f"the model's chat template is broken: {_one_line(error)}; use --raw") from error
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _refuse
+    environment.filters["tojson"] = _to_json
+    return environment
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    """Prompts are no web pages: jinja's own filter would write `<` and letters with accents as numbers."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a JSON document, keys too."""
+    match value:
+        case str():
+            yield value
+        case Mapping():
+            yield from _texts([*value, *value.values()])
+        case list() | tuple():
+            for each in value:
+                yield from _texts(each)
+        case _:
+            pass
 
 
 def _refuse(message: str) -> None:

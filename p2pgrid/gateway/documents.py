@@ -79,10 +79,34 @@ class Usage(msgspec.Struct, frozen=True):
     """At the end."""
 
 
+class FunctionCall(msgspec.Struct, frozen=True):
+    name: str
+    arguments: str
+    """A JSON object."""
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A function that the model wants called."""
+
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+class StreamedCall(msgspec.Struct, frozen=True):
+    """The same in a stream: whole, and once."""
+
+    index: int
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
 class AnswerMessage(msgspec.Struct, frozen=True):
-    content: str
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    tool_calls: list[Call] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
@@ -108,6 +132,7 @@ class Chat(msgspec.Struct, frozen=True):
 class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
     role: str | None = None
     content: str | None = None
+    tool_calls: list[StreamedCall] | None = None
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):

@@ -13,12 +13,15 @@ MESSAGES_MAX = 1024
 PARTS_MAX = 64
 STOPS_MAX = 4
 TOOLS_MAX = 128
+CALLS_MAX = 128
 TOP_LOGPROBS_MAX = 20
 COMPLETION_LOGPROBS_MAX = 5
 PROMPT_ITEMS_MAX = 65_536
 """Prompts, or tokens of one: more than any context, and the body's size is limited besides."""
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
+FunctionName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+CallId = Annotated[str, Meta(min_length=1, max_length=256)]
 Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Stop = Annotated[str, Meta(min_length=1, max_length=1024)]
@@ -51,18 +54,37 @@ class UserMessage(Body, frozen=True, tag_field="role", tag="user"):
     content: Content
 
 
+class CalledFunction(Body, frozen=True):
+    name: FunctionName
+    arguments: str
+    """A JSON object."""
+
+
+class EarlierCall(Body, frozen=True, tag_field="type", tag="function"):
+    id: CallId
+    function: CalledFunction
+
+
 class AssistantMessage(Body, frozen=True, tag_field="role", tag="assistant"):
     """An earlier answer, also as a client got it from here: with its empty fields."""
 
-    content: Content
+    content: Content | None = None
+    """May be missing where functions were called."""
     refusal: None = None
     audio: None = None
     annotations: Annotated[list[Any], Meta(max_length=0)] | None = None
     function_call: None = None
-    tool_calls: None = None
+    tool_calls: Annotated[list[EarlierCall], Meta(max_length=CALLS_MAX)] | None = None
 
 
-ChatMessage = InstructionMessage | DeveloperMessage | UserMessage | AssistantMessage
+class ToolMessage(Body, frozen=True, tag_field="role", tag="tool"):
+    """What a function gave that an answer had called."""
+
+    content: Content
+    tool_call_id: CallId
+
+
+ChatMessage = InstructionMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
 
 
 class StreamOptions(Body, frozen=True):
@@ -99,14 +121,26 @@ class CommonRequest(Body, frozen=True, kw_only=True):
 
 
 class Function(Body, frozen=True, kw_only=True):
-    name: Name
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    """A JSON schema of an object; none = no arguments."""
     strict: bool | None = None
+    """Arguments fit the schema where a call is required, and nowhere else."""
 
 
 class Tool(Body, frozen=True, tag_field="type", tag="function"):
     function: Function
+
+
+class FunctionChoice(Body, frozen=True):
+    name: FunctionName
+
+
+class NamedTool(Body, frozen=True, tag_field="type", tag="function"):
+    """This function is to be called."""
+
+    function: FunctionChoice
 
 
 class TextFormat(Body, frozen=True, tag_field="type", tag="text"):
@@ -141,9 +175,10 @@ class ChatRequest(CommonRequest, frozen=True, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
     response_format: TextFormat | JsonFormat | SchemaFormat | None = None
     tools: Annotated[list[Tool], Meta(max_length=TOOLS_MAX)] | None = None
-    """Only an empty list, unless the model's chat template has tools and the gateway reads its calls."""
-    tool_choice: Literal["none", "auto"] | None = None
+    """Where the model's chat template has tools, and shows calls in the style that is read here."""
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+    """False = the answer ends behind its first call. One that is required comes alone in any case."""
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     safety_identifier: str | None = None

@@ -3,17 +3,32 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import openai
 import pytest
+import trio
 
+from p2pgrid.gateway.access import Access
+from p2pgrid.gateway.gateway import Gateway
+from p2pgrid.gateway.life import open_gateway
+from p2pgrid.gateway.models import Models
+from p2pgrid.ids import ModelId
+from p2pgrid.node.client import ModelDescription
 from p2pgrid.node.state_file import read_state
+from p2pgrid.node.wiring import describe_model, open_network, resolve_model
 from tests.e2e.processes import PYTHON, RunningSwarm, run, running_swarm, wait_for
+from tests.hermes import TEMPLATE
 from tests.real_model import NAME, real_store
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.timeout(240)]
@@ -132,6 +147,45 @@ def test_an_answer_fits_the_schema_that_was_asked_for(client: openai.OpenAI) -> 
     found = json.loads(reply.choices[0].message.content or "")
     assert isinstance(found["city"], str)
     assert isinstance(found["people"], int)
+
+
+async def test_a_call_that_is_required_comes_and_its_result_is_answered(swarm: RunningSwarm) -> None:
+    """The model as it is, behind a gateway that knows it with another chat template: its own has no tools."""
+
+    async def describe(model: ModelId) -> ModelDescription:
+        known = await describe_model(real_store(), model)
+        return replace(known, tokenizer=msgspec.structs.replace(known.tokenizer, chat_template=TEMPLATE))
+
+    async with open_network(swarm.bootstrap) as peer:
+        models = Models(peer, {resolve_model(real_store(), NAME): NAME}, describe)
+        gateway = Gateway(peer, models, Access(time.time))
+        async with open_gateway(gateway, "127.0.0.1", 0) as url:
+            await trio.to_thread.run_sync(_call_and_answer, url)
+
+
+def _call_and_answer(url: str) -> None:
+    city = {"type": "string", "pattern": "^[A-Z][a-z]{2,15}$"}
+    parameters = {"type": "object", "properties": {"city": city}, "required": ["city"], "additionalProperties": False}
+    weather = {"type": "function", "function": {"name": "weather", "description": "of today", "parameters": parameters}}
+    asked: list[Any] = [{"role": "user", "content": "What is the weather in Oslo?"}]
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        wait_for(lambda: _ready(client), START_S_MAX)
+        ask = partial(client.chat.completions.create, model=NAME, temperature=0, max_tokens=60, tools=[weather])
+        choice = ask(messages=asked, tool_choice="required").choices[0]
+        assert choice.finish_reason == "tool_calls"
+        (call,) = choice.message.tool_calls
+        assert call.function.name == "weather"
+        assert re.fullmatch(city["pattern"], json.loads(call.function.arguments)["city"])
+
+        chunks = [chunk.choices[0] for chunk in ask(messages=asked, tool_choice="required", stream=True)]
+        (streamed,) = [each for chunk in chunks for each in chunk.delta.tool_calls or []]
+        assert streamed.function.arguments == call.function.arguments
+        assert chunks[-1].finish_reason == "tool_calls"
+
+        result = {"role": "tool", "tool_call_id": call.id, "content": "rain, 4 degrees"}
+        answer = ask(messages=[*asked, choice.message, result], tool_choice="none").choices[0]
+        assert answer.finish_reason in ("stop", "length")
+        assert answer.message.content
 
 
 def test_an_echoed_prompt_scores_as_with_the_command(

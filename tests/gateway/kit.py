@@ -186,7 +186,13 @@ class Door:
 
 @asynccontextmanager
 async def door(
-    nodes: int = 2, *, access: Access | None = None, rows: int = 8, cost_s: float = 0.001, **parts: Any
+    nodes: int = 2,
+    *,
+    access: Access | None = None,
+    rows: int = 8,
+    cost_s: float = 0.001,
+    description: ModelDescription = DESCRIPTION,
+    **parts: Any,
 ) -> AsyncIterator[Door]:
     """A gateway that serves the toy model of that many nodes, twice each layer for 4 nodes."""
     network = MemoryNetwork(random.Random(1))
@@ -201,14 +207,14 @@ async def door(
         for life in lives:
             await life.reached("serving")
         client = await stack.enter_async_context(joined(network, 900))
-        gateway = Gateway(client, _models(client), access or Access(wall), **parts)
+        gateway = Gateway(client, _models(client, description), access or Access(wall), **parts)
         if nodes:
             assert await client.discovery.wait_until(MODEL, lambda: len(client.view.adverts(MODEL)) == nodes, 6)
         yield Door(gateway, make_app(gateway, Events(gateway)), lives, network)
 
 
-def _models(peer: Peer) -> Models:
+def _models(peer: Peer, description: ModelDescription = DESCRIPTION) -> Models:
     async def describe(model: ModelId) -> ModelDescription:
-        return DESCRIPTION
+        return description
 
     return Models(peer, {MODEL: NAME}, describe, InlineExecutor())
