@@ -21,6 +21,7 @@ from p2pgrid.node.answer import Answer, Piece, Session, Show, generate
 from p2pgrid.node.node import Node, Phase, Serving
 from p2pgrid.node.peer import Peer, open_peer
 from p2pgrid.services.local import LocalSession
+from p2pgrid.services.owner_watch import OwnerWatch
 from p2pgrid.services.worker import Worker
 from p2pgrid.settings import LinkSettings, PipelineSettings
 from p2pgrid.wire.adverts import Advert
@@ -341,6 +342,7 @@ def node_of(
     make: Callable[[Span], CountedStage] = CountedStage,
     build_s: float = 0.3,
     executor: Executor | None = None,
+    owner_watch: OwnerWatch | None = None,
 ) -> Node:
     """A node on the peer of `life`; building takes `build_s`, and so `make` fails only after that."""
 
@@ -351,7 +353,7 @@ def node_of(
         return stage
 
     offer = Serving(MODEL, "toy", LAYERS, span, span_max)
-    return Node(life.peer, offer, make_stage, executor or InlineExecutor(0.001), life.on_phase, grammars())
+    return Node(life.peer, offer, make_stage, executor or InlineExecutor(0.001), life.on_phase, grammars(), owner_watch)
 
 
 @asynccontextmanager
@@ -364,6 +366,7 @@ async def living(
     span_max: int = LAYERS,
     cost_s: float = 0.001,
     context_max: int = CONTEXT_MAX,
+    owner_watch: OwnerWatch | None = None,
 ) -> AsyncIterator[Life]:
     """A node from its joining on, whose steps take `cost_s`; the context cuts its life short unless it has ended."""
     async with joined(network, number) as peer, trio.open_nursery() as tasks:
@@ -374,6 +377,7 @@ async def living(
             span_max=span_max,
             make=lambda chosen: CountedStage(chosen, rows, context_max=context_max),
             executor=InlineExecutor(lambda: life.cost_s),
+            owner_watch=owner_watch,
         )
 
         async def live() -> None:

@@ -25,6 +25,7 @@ from p2pgrid.cli.options import (
 )
 from p2pgrid.cli.running import run_async, until_told_to_stop
 from p2pgrid.cli.values import parse_layers, parse_size
+from p2pgrid.core.owner_policy import GONE_S, OwnerTerms
 from p2pgrid.engine.executor import LaneExecutor
 from p2pgrid.engine.json_schema import JsonGrammars
 from p2pgrid.engine.stage import Stage
@@ -46,6 +47,7 @@ from p2pgrid.node.wiring import (
     public_blobs,
 )
 from p2pgrid.services.blobs import BlobServer
+from p2pgrid.services.owner_watch import OtherPrograms, OwnerWatch
 from p2pgrid.settings import StageSettings
 from p2pgrid.storage.models import ModelStore
 from p2pgrid.storage.paths import control_dir
@@ -65,6 +67,11 @@ def node(
         int, Parameter(help="Most token positions that all sessions together may hold.")
     ] = StageSettings().kv_positions,
     threads: Annotated[int, Parameter(help="Threads for one step; 0 = one a core.")] = 0,
+    yield_above: Annotated[
+        float | None,
+        Parameter(help="Be away while other programs use more than so many percent of the machine. Default: never."),
+    ] = None,
+    back_after: Annotated[float, Parameter(help="Seconds for which they must be quiet before it comes back.")] = GONE_S,
     turns: Annotated[
         Path | None, Parameter(help="Compute in turns with the nodes of this machine that name the same folder.")
     ] = None,
@@ -77,7 +84,12 @@ def node(
 ) -> None:
     """Serve a range of a model's layers to the network, until Ctrl-C.
 
+    With --yield-above its owner comes first: when other programs are busy it hands its sessions over and frees its
+    memory, and it comes back when they were quiet, used less than half of that, for long enough.
+
     Example: p2pgrid node --model smollm2-135m-instruct --bootstrap /ip4/127.0.0.1/tcp/4001/p2p/12D3Koo…
+
+    Example: p2pgrid node --bootstrap /ip4/127.0.0.1/tcp/4001/p2p/12D3Koo… --yield-above 25
     """
     span = parse_layers(layers)
     memory_bytes = None if memory is None else parse_size(memory)
@@ -85,6 +97,7 @@ def node(
         raise BadInput(f"--span-max {span_max}: a node takes at least one layer")
     if kv_positions < 1 or threads < 0:
         raise BadInput("--kv-positions takes 1 or more, --threads 0 (one a core) or more")
+    owner_watch = _owner_watch(yield_above, back_after)
     open_gateway = _gateway_opener(gateway)
     wanted = StageSettings(kv_positions=kv_positions, threads=threads)
 
@@ -107,10 +120,21 @@ def node(
                 on_phase = partial(_tell, peer, model, state, json, url)
                 with open_turns(turns) as own_turns:
                     grammars = JsonGrammars(description.tokenizer, LaneExecutor())
-                    node = Node(peer, serving, make_stage, LaneExecutor(own_turns), on_phase, grammars)
+                    node = Node(peer, serving, make_stage, LaneExecutor(own_turns), on_phase, grammars, owner_watch)
                     await _live(node, peer.transport.peer, until_stdin_closes)
 
     run_async(main)
+
+
+def _owner_watch(percent: float | None, back_after_s: float) -> OwnerWatch | None:
+    """None without a percentage: then nobody watches. Raises BadInput."""
+    if back_after_s < 0:
+        raise BadInput(f"--back-after {back_after_s:g}: give 0 seconds or more")
+    if percent is None:
+        return None
+    if not 0 < percent <= 100:
+        raise BadInput(f"--yield-above {percent:g}: give more than 0 and up to 100 percent of the whole machine")
+    return OwnerWatch(OwnerTerms(percent / 100, gone_s=back_after_s), OtherPrograms().share)
 
 
 def _gateway_opener(address: str | None) -> Callable[[Peer, ModelStore], AbstractAsyncContextManager[str | None]]:
@@ -141,6 +165,8 @@ def _tell(
             say(f"other layers need this node more: leaving {span} when its sessions have ended")
         case "draining":
             say("leaving: no new sessions; those that run are handed over, or ended")
+        case "away":
+            say("away: other programs need the machine; back when they are quiet")
         case "left":
             say("left")
         case _:

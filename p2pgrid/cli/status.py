@@ -58,7 +58,7 @@ def _show(models: list[dict[str, Any]]) -> None:
             address = node["addresses"][0].split("/p2p/")[0] if node["addresses"] else "-"
             ms = f"{node['step_ms']:.1f} + {node['queue_ms']:.1f}"
             figures = (ms, f"{node['tokens_per_s']:.0f}/{node['tokens_per_s_max']:.0f}", str(node["sessions_free"]))
-            table.add_row(node["peer_id"], layers, node["state"], *figures, address)
+            table.add_row(node["peer_id"], layers, "away" if node["away"] else node["state"], *figures, address)
         stdout.print(table)
         if each["served"]:
             show(f"{each['tokens_per_s']:.0f} tokens/s now, at most {each['tokens_per_s_bound']:.0f}; {_canary(each)}")

@@ -73,7 +73,7 @@ def _model(survey: ModelSurvey) -> list[RenderableType]:
 
 
 def _node(advert: Advert, layers: int) -> list[RenderableType]:
-    state = Text(advert.state, style=STATE_STYLES[advert.state])
+    state = Text("away" if advert.away else advert.state, style=STATE_STYLES[advert.state])
     span = "-" if advert.span is None else str(advert.span)
     if advert.moving_to is not None:
         span += f" → {advert.moving_to}"

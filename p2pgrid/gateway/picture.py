@@ -45,6 +45,8 @@ class NodeShown(msgspec.Struct, frozen=True):
     state: str
     span: Span | None
     moving_to: Span | None
+    away: bool
+    """Its owner needs the machine."""
     since_s: float
     step_ms: float
     queue_ms: float
@@ -128,6 +130,7 @@ def show_node(advert: Advert, rtt_s: float | None) -> NodeShown:
         state=advert.state,
         span=advert.span,
         moving_to=advert.moving_to,
+        away=advert.away,
         since_s=round(advert.since_s),
         step_ms=_rounded(advert.step_ms),
         queue_ms=_rounded(advert.queue_ms),

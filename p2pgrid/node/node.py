@@ -1,4 +1,7 @@
-"""The life of a node: join, choose a span, build the stage, test it, advertise, serve, move or drain, leave."""
+"""The life of a node: join, choose a span, build the stage, test it, advertise, serve, move or drain, leave.
+
+While its owner needs the machine it is away, and then begins again.
+"""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -9,24 +12,25 @@ import structlog
 import trio
 
 from p2pgrid import __version__
-from p2pgrid.core.placement import plan_joins, settle
-from p2pgrid.core.rebalancing import Move, spans_to_come
+from p2pgrid.core.rebalancing import Move
 from p2pgrid.core.routing import replicas
 from p2pgrid.core.swarm_view import worth_telling
 from p2pgrid.engine.json_schema import JsonGrammars
 from p2pgrid.engine.stage import Executor, Stage
-from p2pgrid.ids import ModelId, PeerId, Span
+from p2pgrid.ids import ModelId, Span
 from p2pgrid.node.canary import Canary
+from p2pgrid.node.choosing import choose_span, look_again
 from p2pgrid.node.moving import Mover
 from p2pgrid.node.peer import Peer
 from p2pgrid.node.selftest import Proof, prove_stage
+from p2pgrid.services.owner_watch import OwnerWatch
 from p2pgrid.services.worker import Worker
 from p2pgrid.wire.adverts import Advert
 from p2pgrid.wire.messages import Hop
 
 log = structlog.get_logger()
 
-Phase = Literal["joining", "building", "testing", "serving", "moving", "draining", "left"]
+Phase = Literal["joining", "building", "testing", "serving", "moving", "draining", "away", "left"]
 STATES: dict[Phase, Literal["joining", "serving", "draining"]] = {
     "joining": "joining",
     "building": "joining",
@@ -34,19 +38,17 @@ STATES: dict[Phase, Literal["joining", "serving", "draining"]] = {
     "serving": "serving",
     "moving": "draining",
     "draining": "draining",
+    "away": "draining",
     "left": "draining",
 }
 """What is advertised in each."""
 
-JOIN_QUIET_S = 0.8
-"""A joining node decides once no new joiner was heard of for this long, so that nodes started together agree."""
-JOIN_S_MAX = 4.0
 DRAIN_S_MAX = 0.7
 """How long sessions may go on after a node was told to stop; with the farewells it leaves within 2 s."""
 NEWS_S = 4.0
 """So often a node looks whether what it says of itself is still so."""
 MOVE_DRAIN_S_MAX = 10.0
-"""The same when a node moves to other layers, and none are missing."""
+"""The same when a node moves to other layers, and none are missing, or when its owner has come back."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,18 @@ class Serving:
     span_max: int
 
 
+Reason = Move | Literal["told", "owner"]
+"""Why a node gives up its stage: to hold other layers, because it was told to leave, or for its owner's sake."""
+
 MakeStage = Callable[[Span], Awaitable[Stage]]
 """Builds a stage, off the event loop. Raises LocalFault."""
 
 
 class Node:
-    """One node on `peer`. `on_phase` hears of every step of its life. Without `grammars` it takes no JSON schema."""
+    """One node on `peer`. `on_phase` hears of every step of its life.
+
+    Without `grammars` it takes no JSON schema; without an `owner_watch` nobody but `stop` ends its service.
+    """
 
     def __init__(
         self,
@@ -76,6 +84,7 @@ class Node:
         executor: Executor,
         on_phase: Callable[[Phase, Span | None], None],
         grammars: JsonGrammars | None = None,
+        owner_watch: OwnerWatch | None = None,
     ) -> None:
         self.phase: Phase = "joining"
         self.span = serving.span
@@ -85,7 +94,9 @@ class Node:
         self._executor = executor
         self._on_phase = on_phase
         self._grammars = grammars
-        self._mover = Mover(peer, serving.model, serving.layers, serving.span_max, self._publish)
+        self._owner_watch = owner_watch
+        self._wanted = serving.model, serving.layers, serving.span_max
+        self._mover = Mover(peer, *self._wanted, self._publish)
         self._canary = Canary(peer, serving.model, serving.layers)
         self._proof = Proof(0.0, 0.0)
         self._since_s = 0.0
@@ -106,6 +117,8 @@ class Node:
         """Live until `stop`. Raises LocalFault when the stage cannot be built or fails its test."""
         try:
             async with trio.open_nursery() as tasks:
+                if self._owner_watch is not None:
+                    tasks.start_soon(self._owner_watch.run)
                 tasks.start_soon(self._live, stop, tasks)
                 await stop.wait()
                 if self.phase not in ("serving", "draining"):
@@ -115,38 +128,61 @@ class Node:
         self._enter("left")
 
     async def _live(self, stop: trio.Event, tasks: trio.Nursery) -> None:
-        self._enter("joining")
-        if self._serving.span is None:
-            self.span = await self._choose_span()
-        while (move := await self._hold_layers(stop)) is not None:
-            self.span = move.span
+        while True:
+            self._enter("joining")
+            if self._serving.span is None:
+                await self._peer.discovery.publish(self._advert)
+                self.span = await choose_span(self._peer, *self._wanted)
+            while isinstance(reason := await self._hold_layers(stop), Move):
+                self.span = reason.span
+            if reason == "told" or stop.is_set():
+                break
+            await self._stay_away()
         tasks.cancel_scope.cancel()
 
-    async def _hold_layers(self, stop: trio.Event) -> Move | None:
-        """Build, serve and give up one stage; what to move to, or None when it is time to leave."""
+    async def _stay_away(self) -> None:
+        """Hold nothing while the owner needs the machine."""
+        assert self._owner_watch is not None
+        self.span, self._mover.claim = self._serving.span, None
+        self._enter("away")
+        await self._peer.discovery.withdraw(self._advert())
+        await self._owner_watch.wait_until_gone()
+
+    async def _hold_layers(self, stop: trio.Event) -> Reason:
+        """Build, serve and give up one stage."""
         await self._build()
+        if self._owner_watch is not None and self._owner_watch.owner_is_back:
+            self._close_stage()
+            return "owner"
         async with trio.open_nursery() as tasks:
             worker = await self._start_worker(tasks)
-            move = await self._serve(stop)
-            self._enter("draining" if move is None else "moving")
+            reason = await self._serve(stop)
+            self._enter("moving" if isinstance(reason, Move) else "draining")
             await self._peer.discovery.withdraw(self._advert())
             # A gap is filled at once: sessions through here have lost another stage of their route anyway.
-            patience_s = self._leave_s_max if move is None else DRAIN_S_MAX if move.urgent else MOVE_DRAIN_S_MAX
-            await worker.drain(patience_s, self._replicas)
+            urgent = isinstance(reason, Move) and reason.urgent
+            patience_s = DRAIN_S_MAX if urgent else MOVE_DRAIN_S_MAX
+            await worker.drain(self._leave_s_max if stop.is_set() else patience_s, self._replicas)
             tasks.cancel_scope.cancel()
         self._close_stage()
-        return move
+        return reason
 
-    async def _serve(self, stop: trio.Event) -> Move | None:
-        """Until it is time to move, or to leave (None)."""
+    async def _serve(self, stop: trio.Event) -> Reason:
+        """Until there is a reason to end it."""
         self._mover.claim = None
         self._since_s = self._peer.discovery.now_s()
         self._enter("serving")
-        move: Move | None = None
+        reason: Reason = "told"
 
         async def wait_to_move(current: Span) -> None:
-            nonlocal move
-            move = await self._mover.next_move(current)
+            nonlocal reason
+            reason = await self._mover.next_move(current)
+            tasks.cancel_scope.cancel()
+
+        async def wait_for_owner(watch: OwnerWatch) -> None:
+            nonlocal reason
+            await watch.wait_until_back()
+            reason = "owner"
             tasks.cancel_scope.cancel()
 
         async with trio.open_nursery() as tasks:
@@ -156,9 +192,11 @@ class Node:
                 tasks.start_soon(self._canary.run)
             if self._serving.span is None and self.span is not None:
                 tasks.start_soon(wait_to_move, self.span)
+            if self._owner_watch is not None:
+                tasks.start_soon(wait_for_owner, self._owner_watch)
             await stop.wait()
             tasks.cancel_scope.cancel()  # whoever has not heard it by now need not know
-        return None if stop.is_set() else move
+        return "told" if stop.is_set() else reason
 
     async def _start_worker(self, tasks: trio.Nursery) -> Worker:
         assert self._stage is not None
@@ -218,6 +256,7 @@ class Node:
             model_name=self._serving.model_name,
             agent=f"p2pgrid/{__version__}",
             moving_to=None if self._mover.claim == self.span else self._mover.claim,
+            away=self.phase == "away",
         )
         worker = self._peer.worker
         if self.phase != "serving" or worker is None:
@@ -251,7 +290,9 @@ class Node:
             self._enter("building")
             await self._publish()
             self._stage = await self._make_stage(self.span)
-            better = self.span if self._serving.span is not None else await self._look_again(self.span)
+            better = self.span
+            if self._serving.span is None:
+                better = await look_again(self._peer, *self._wanted, self.span)
             if better == self.span:
                 break
             log.info("another node took the same layers first", layers=str(self.span), instead=str(better))
@@ -259,37 +300,3 @@ class Node:
             self.span = better
         self._enter("testing")
         self._proof = await prove_stage(self._stage, self._executor)
-
-    async def _choose_span(self) -> Span:
-        discovery, serving = self._peer.discovery, self._serving
-        await discovery.publish(self._advert)
-        heard: set[PeerId] = set()
-        quiet_since = trio.current_time()
-
-        def nothing_new() -> bool:
-            nonlocal quiet_since
-            now_heard = {a.peer for a in self._peer.view.adverts(serving.model)}
-            if not now_heard <= heard:
-                heard.update(now_heard)
-                quiet_since = trio.current_time()
-            return trio.current_time() - quiet_since >= JOIN_QUIET_S
-
-        await discovery.wait_until(serving.model, nothing_new, JOIN_S_MAX)
-        others = self._peer.view.adverts(serving.model)
-        joiners = {a.peer: a.span_max for a in others if a.state == "joining" and a.span is None}
-        joiners[self._peer.transport.peer] = serving.span_max
-        taken = [*spans_to_come(others, "serving"), *spans_to_come(others, "joining")]
-        return plan_joins(serving.layers, taken, joiners)[self._peer.transport.peer]
-
-    async def _look_again(self, current: Span) -> Span:
-        await self._peer.discovery.refresh(self._serving.model)
-        serving, others = self._serving, self._peer.view.adverts(self._serving.model)
-        claims = {a.peer: a.span for a in others if a.state == "joining" and a.span is not None}
-        return settle(
-            serving.layers,
-            serving.span_max,
-            self._peer.transport.peer,
-            current,
-            spans_to_come(others, "serving"),
-            claims,
-        )

@@ -104,6 +104,7 @@ def _node(advert: Advert) -> dict[str, Any]:
         "addresses": list(advert.addresses),
         "state": advert.state,
         "layers": None if advert.span is None else [advert.span.start, advert.span.stop],
+        "away": advert.away,
         "moving_to": None if advert.moving_to is None else [advert.moving_to.start, advert.moving_to.stop],
         "step_ms": round(advert.step_ms, 3),
         "queue_ms": round(advert.queue_ms, 3),

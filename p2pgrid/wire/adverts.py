@@ -63,6 +63,8 @@ class Advert(msgspec.Struct, frozen=True, omit_defaults=True):
     sessions_open: Count = 0
     positions_max: Count = 0
     """Token positions for which there is room when no session is open; 0 = not said."""
+    away: bool = False
+    """It holds no layers because its owner needs the machine, and comes back by itself."""
 
 
 class SignedAdvert(msgspec.Struct, frozen=True):

@@ -42,6 +42,7 @@ def test_each_node_is_a_line_with_its_layers_load_and_links() -> None:
     assert line_a[:4] == ["…aaaaaa", "serving", "█" * 15 + "·" * 15, "0:15"]
     assert " ".join(line_a[4:]) == "12/200 3.2 1.5 2, 62 free 25 % …bbbbbb 0.4"
     assert line_b[:6] == ["…bbbbbb", "draining", "·" * 15 + "█" * 15, "15:30", "→", "0:10"]
+    assert " away " in shown(advert(A, None, state="draining", away=True))
     assert "toy is unavailable; 0 tokens/s of 0 at most; a token went through 5 s ago" in text
     assert "layers 15:30 of 0:30 are missing" in text
     assert "1" * 15 + "0" * 15 in text

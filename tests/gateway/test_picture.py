@@ -62,3 +62,4 @@ def test_figures_are_told_as_they_are_read() -> None:
     node = show_node(serving_advert(PEERS[0], step_ms=3.14159, positions_max=400, positions_free=100), 0.0123456)
     assert (node.step_ms, node.rtt_ms, node.kv_used) == (3.1, 12.0, 0.75)
     assert show_node(serving_advert(PEERS[0]), None).kv_used is None
+    assert show_node(serving_advert(PEERS[0], state="draining", away=True), None).away

@@ -153,6 +153,7 @@ ADVERT_LIMITS: list[tuple[str, Any, Any]] = [
     ("canary_at_s", 0.0, float("nan")),
     ("sessions_open", 2**31 - 1, 2**31),
     ("positions_max", 0, -1),
+    ("away", True, 1),
 ]
 
 

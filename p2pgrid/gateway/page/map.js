@@ -192,10 +192,10 @@ export class SwarmMap {
 
   #tellLoad(bar, peer, node) {
     const [, layers, load, meter] = bar.firstChild.children;
-    bar.dataset.state = node.moving_to ? "moving" : node.state;
+    bar.dataset.state = node.moving_to ? "moving" : node.away ? "away" : node.state;
     const rate = Math.max(node.tokens_per_s, store.rateThrough(peer));
     const words = { joining: "loading", draining: "leaving", serving: `${digits(rate)} tok/s` };
-    const doing = node.moving_to ? `moving to ${span(node.moving_to)}` : words[node.state];
+    const doing = node.moving_to ? `moving to ${span(node.moving_to)}` : node.away ? "away" : words[node.state];
     layers.textContent = span(node.span);
     load.textContent = doing;
     const busy = node.tokens_per_s_max ? Math.min(1, rate / node.tokens_per_s_max) : 0;

@@ -11,7 +11,7 @@ const MEASURED_S = 0.5;
  * @typedef {{name: string, layers: number, state: "ready" | "degraded" | "unavailable", reasons: string[], missing: Span[],
  *   nodes: number, tokens_per_s: number, tokens_per_s_max: number, token_seen_at_s: number | null, context: number,
  *   weights_bytes: number}} Model
- * @typedef {{model: string, state: "joining" | "serving" | "draining", span: Span | null, moving_to: Span | null,
+ * @typedef {{model: string, state: "joining" | "serving" | "draining", span: Span | null, moving_to: Span | null, away: boolean,
  *   since_s: number, step_ms: number, queue_ms: number, sessions_open: number, sessions_free: number,
  *   kv_used: number | null, tokens_per_s: number, tokens_per_s_max: number, rtt_ms: number | null, delays_ms: Record<string, number>, agent: string,
  *   address: string}} SwarmNode

@@ -69,7 +69,7 @@ function table(model) {
   const rows = store.nodesOf(model).map(([peer, node]) => {
     const cells = [
       node.span ? span(node.span) : "none yet",
-      node.moving_to ? `moving to ${span(node.moving_to)}` : node.state,
+      stateOf(node),
       and(replicasOf(peer).map(short)) || "nobody",
       node.state === "serving" ? `${digits(node.tokens_per_s)} of ${digits(node.tokens_per_s_max)}` : "",
       ms(node.queue_ms),
@@ -116,10 +116,15 @@ function showDetails() {
   ]));
 }
 
+function stateOf(node) {
+  if (node.moving_to) return `moving to ${span(node.moving_to)}`;
+  return node.away ? "away: its owner needs the machine" : node.state;
+}
+
 function describe(peer, node) {
   const facts = [
     ["Layers", node.span ? span(node.span) : "none yet"],
-    ["State", node.moving_to ? `moving to ${span(node.moving_to)}` : node.state],
+    ["State", stateOf(node)],
     ["Also held by", and(replicasOf(peer).map(short)) || "nobody else"],
     ["One token takes", ms(node.step_ms)],
     ["Waits before it", ms(node.queue_ms)],
@@ -149,6 +154,7 @@ function tellChanges(before) {
     else if (!was) continue;
     else if (node.state !== was.state && node.state === "serving") tell("joined", peer, ` serves${layers.replace(" with", "")}.`);
     else if (node.moving_to && !was.moving_to) tell("moved", peer, ` is moving to layers ${span(node.moving_to)}.`);
+    else if (node.away && !was.away) tell("moved", peer, " is away: its owner needs the machine.");
     else if (node.state !== was.state && node.state === "draining") tell("moved", peer, " takes no new answers.");
   }
   for (const [peer, node] of Object.entries(before.nodes)) {
