@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from p2pgrid.core.speculation import Drafter
 from p2pgrid.errors import PeerMisbehaved
 from p2pgrid.ids import PeerId, SessionId, Span
-from p2pgrid.wire.messages import Hop, Open
+from p2pgrid.wire.messages import Hop, Open, Step
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class StageSession:
     """A session as one stage of its route sees it. Does no I/O and touches no tensor.
 
     Steps are addressed by position: a step at or below the present length overwrites what is there, so a step
-    that comes twice does no harm; a step beyond it is refused, never guessed at.
+    that is run twice does no harm; a step beyond it is refused, never guessed at.
     """
 
     def __init__(self, client: PeerId, opening: Open, context_max: int) -> None:
@@ -50,6 +50,7 @@ class StageSession:
         drafts = self.hop == 0 and len(opening.route) > 1 and not (opening.relayed or opening.exact)
         self.drafter = Drafter(len(opening.route)) if drafts else None
         self._drawn: tuple[int, int] | None = None
+        self._taken: tuple[object, ...] = ()
 
     @property
     def id(self) -> SessionId:
@@ -98,6 +99,7 @@ class StageSession:
         """A new epoch along another route: the row stays, what was under way is void."""
         self.opening = opening
         self._drawn = None
+        self._taken = ()
         if self.drafter is not None:
             self.drafter.recall()
 
@@ -113,6 +115,13 @@ class StageSession:
         self.tokens[position:] = tokens
         if self.drafter is not None:
             self.drafter.saw(position, tokens)
+
+    def takes(self, step: Step) -> bool:
+        """Whether to take a step of this epoch that came: not if it is the one that came last, said again. To run it
+        twice would do the row no harm, but each of the two would go on round the route.
+        """
+        last, self._taken = self._taken, (step.position, step.tokens, step.want, step.until, step.draft, step.through)
+        return self._taken != last
 
     def on_step(self, epoch: int, position: int, tokens: Sequence[int], *, draft: bool = False) -> Decision:
         """What to do with a step of `tokens`. Raises PeerMisbehaved past the end of what the session may hold."""

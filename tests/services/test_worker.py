@@ -98,17 +98,39 @@ async def test_a_stage_of_another_model_is_noticed_by_the_comparison(autojump_cl
             assert answer.token_ids != await alone()
 
 
-async def test_steps_that_come_twice_do_no_harm(autojump_clock: trio.abc.Clock) -> None:
+async def test_a_step_that_is_said_again_is_run_once(autojump_clock: trio.abc.Clock) -> None:
+    """Else each of the two would go on round the route, for ever."""
     async with open_chain(3) as chain, talking_to(chain) as client:
         await open_by_hand(client, chain.route)
         client.arrived.clear()
         first = chain.peers[0].transport.peer
+        expected = await alone(max_tokens=6)
         for step in (a_step(0, PROMPT[:8]), a_step(8, PROMPT[8:], want=True)):
-            await client.links.send(first, step)
-            await client.links.send(first, step)
-        tokens = [await reply(client), await reply(client)]
-        expected = (await alone(max_tokens=1))[0]
-        assert tokens == [Token(SESSION, 0, len(PROMPT), expected)] * 2
+            granted = msgspec.structs.replace(step, until=len(PROMPT) + 5)
+            await client.links.send(first, granted)
+            await client.links.send(first, granted)
+        tokens = [await reply(client) for _ in expected]
+        assert tokens == [Token(SESSION, 0, len(PROMPT) + i, token) for i, token in enumerate(expected)]
+        await trio.sleep(5)
+        assert not client.arrived
+        assert sum(stage.positions for stage in chain.stages[1:]) <= 2 * (len(PROMPT) + 5)
+
+
+async def test_the_same_step_of_another_epoch_is_run_again(autojump_clock: trio.abc.Clock) -> None:
+    async with open_chain(2) as chain, talking_to(chain) as client:
+        await open_by_hand(client, chain.route)
+        client.arrived.clear()
+        step = a_step(0, PROMPT, want=True)
+        await client.links.send(chain.route[0].peer, step)
+        first = await reply(client)
+        for hop, stage in enumerate(chain.route):
+            await client.links.send(stage.peer, msgspec.structs.replace(opening(chain.route, hop), epoch=1))
+        assert isinstance(await reply(client), Opened)
+        assert isinstance(await reply(client), Opened)
+        for stage in chain.route:
+            await client.links.send(stage.peer, Replay(SESSION, 1))
+        await client.links.send(chain.route[0].peer, msgspec.structs.replace(step, epoch=1))
+        assert await reply(client) == msgspec.structs.replace(first, epoch=1)
 
 
 async def test_a_step_may_go_back_and_overwrite(autojump_clock: trio.abc.Clock) -> None:

@@ -237,6 +237,8 @@ class Worker:
         elif not seat.machine.may_send(delivery.peer):
             log.warning("step from a peer that is not in the session's route", peer=delivery.peer)
             delivery.release()
+        elif not seat.machine.takes(step):
+            delivery.release()
         else:
             try:
                 self._loop.put(seat, delivery, step)
