@@ -59,7 +59,7 @@ class RecoveringSession:
         self._unanswered = 0
         """Positions sent since the last answer."""
         self._silent_s = 0.0
-        """How long the next answer has been waited for."""
+        """How long the next answer has been waited for along this route."""
 
     @property
     def id(self) -> SessionId:
@@ -136,10 +136,12 @@ class RecoveringSession:
         while True:
             log.debug("the answer goes on elsewhere", error=str(error))
             self._attempts += 1
-            if error.peer is None or self._attempts > ATTEMPTS_MAX or trio.current_time() >= self._give_up_at_s:
+            if error.peer is None or self._attempts > ATTEMPTS_MAX:
                 raise self._why or error
             self._leave_out(error)
             lost[error.peer] = None
+            if trio.current_time() >= self._give_up_at_s and self._untried_route() is None:
+                raise self._why or error
             route = error.route if isinstance(error, HandedOver) else await self._find_route(error)
             tried_s = trio.current_time()
             try:
@@ -150,6 +152,7 @@ class RecoveringSession:
                     self._lost |= {hop.peer: None for hop in route if not self._peer.links.is_up(hop.peer)}
             else:
                 took_s = trio.current_time() - began_s
+                self._silent_s = 0.0
                 self.recoveries += (Recovery(self._answers, tuple(lost), took_s, replayed),)
                 return
 
@@ -169,7 +172,7 @@ class RecoveringSession:
     async def _find_route(self, error: PeerError) -> tuple[Hop, ...]:
         """The best route that is left, waited for as long as there is patience. Raises NoRoute."""
         discovery = self._peer.discovery
-        patience_s = self._give_up_at_s - trio.current_time()
+        patience_s = max(0.0, self._give_up_at_s - trio.current_time())
         await discovery.wait_until(self._model, lambda: self._best_route() is not None, patience_s)
         route = self._best_route()
         if route is None:
@@ -185,11 +188,12 @@ class RecoveringSession:
     def _best_route(self) -> tuple[Hop, ...] | None:
         """Without those who failed; if none is left, with the busy ones; if none, with those who failed first."""
         lost = list(self._lost)
-        for avoid in ({*lost, *self._busy}, *(lost[i:] for i in range(len(lost) + 1))):
-            route = self._route_without(avoid)
-            if route is not None:
-                return route
-        return None
+        routes = (self._route_without(lost[i:]) for i in range(len(lost) + 1))
+        return self._untried_route() or next((route for route in routes if route is not None), None)
+
+    def _untried_route(self) -> tuple[Hop, ...] | None:
+        """Each stage that does not answer takes its time, which must not keep one that would from being asked."""
+        return self._route_without({*self._lost, *self._busy})
 
     def _route_without(self, avoid: Collection[PeerId]) -> tuple[Hop, ...] | None:
         terms = self._terms

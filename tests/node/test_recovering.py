@@ -201,6 +201,33 @@ async def test_a_stage_whose_step_never_ends_is_replaced_although_its_links_live
         await here.check_nothing_is_left()
 
 
+async def test_a_step_that_never_ends_holds_up_no_other_session_of_its_stage(autojump_clock: trio.abc.Clock) -> None:
+    """That stage has no step of theirs under way, and yet none of theirs will ever begin."""
+    async with swarm(doubled(2)) as here:
+        sampling = [Sampling(temperature=0.9, seed=seed) for seed in range(4)]
+        answers: dict[int, Answer] = {}
+
+        async def ask(number: int) -> None:
+            async with open_session(here.client, MODEL, LAYERS, Terms(sampling[number])) as session:
+                answers[number] = await answer_of(session, generation(PROMPT, TOKENS))
+
+        async with trio.open_nursery() as requests:
+            for number in range(4):
+                requests.start_soon(ask, number)
+            await trio.sleep(0.3)
+            stuck = max(here.lives, key=lambda life: life.peer.worker.sessions_open if life.peer.worker else 0)
+            assert stuck.peer.worker is not None
+            assert stuck.peer.worker.sessions_open > 1
+            stuck.cost_s = 30.0
+            here.gone.add(stuck.peer.transport.peer)
+        stuck.cost_s = 0.01
+        for number, answer in answers.items():
+            assert answer.token_ids == await alone(sampling[number], max_tokens=TOKENS)
+            assert stuck.peer.transport.peer not in {stage.peer for stage in answer.route}
+            assert max(answer.token_times_s) < 2 * (PATIENCE_S_MIN + PipelineSettings().open_s_max)
+        await here.check_nothing_is_left()
+
+
 async def test_a_slow_stage_is_asked_and_not_called_dead(autojump_clock: trio.abc.Clock) -> None:
     """A step of it takes longer than any that its advert spoke of."""
     async with swarm(doubled(3)) as here:

@@ -54,6 +54,8 @@ class StageLoop:
         self._work = trio.Event()
         self._busy = False
         """`run` waits for its turn, or computes."""
+        self._idle = trio.Event()
+        """Set when it is not so any more."""
         self.load = Load(trio.current_time())
 
     def enter(self, seat: Seat) -> None:
@@ -108,8 +110,15 @@ class StageLoop:
                         self._finish(batch, outcome, turn)
             finally:
                 self._busy = False
+                self._idle.set()
+                self._idle = trio.Event()
             if len(self._scheduler):
                 await trio.lowlevel.checkpoint()  # work that ran at once let nobody else do anything
+
+    async def batch_over(self) -> None:
+        """Return once the batch under way, if there is one, is over. Where a step never ends nobody's ever begins."""
+        if self._busy:
+            await self._idle.wait()
 
     def run_now(self) -> None:
         """All that came together was `put`. Decode steps that take little time are run in the caller's own turn: that
