@@ -17,7 +17,8 @@ def sim(
     nodes: Annotated[int, Parameter(help="How many simulated nodes.")] = 5,
     requests: Annotated[int, Parameter(help="How many requests are asked at once.")] = 3,
     storm: Annotated[
-        bool, Parameter(negative=(), help="Have nodes killed, frozen and cut off; the seed decides everything.")
+        bool,
+        Parameter(negative=(), help="Have nodes killed, frozen, stalled and cut off; the seed decides everything."),
     ] = False,
     trace: Annotated[bool, Parameter(negative=(), help="Show every event.")] = False,
     json: Json = False,
@@ -36,8 +37,9 @@ def sim(
         raise BadInput(f"--nodes {nodes}: give 1 to {NODES_MAX}")
     if requests < 1:
         raise BadInput(f"--requests {requests}: give at least 1")
+    from p2pgrid.sim.plan import Plan
     from p2pgrid.sim.storm import plan_storm
-    from p2pgrid.sim.world import Plan, simulate, undisturbed
+    from p2pgrid.sim.world import simulate, undisturbed
 
     plan = plan_storm(seed) if storm else Plan(nodes=nodes, requests=requests)
     report = simulate(seed, plan)

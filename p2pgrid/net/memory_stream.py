@@ -15,7 +15,7 @@ class Wires(Protocol):
     """What a pipe asks the network."""
 
     def held(self, one: PeerId, other: PeerId) -> bool: ...
-    def delay_s(self) -> float: ...
+    def delay_s(self, one: PeerId, other: PeerId) -> float: ...
 
 
 class Pipe:
@@ -98,7 +98,7 @@ class Pipe:
         if self._bandwidth_bytes_s is not None:
             self._wire_free_at_s = max(self._wire_free_at_s, now) + len(data) / self._bandwidth_bytes_s
             now = self._wire_free_at_s
-        self._arrives_at_s = max(self._arrives_at_s, now + self._wires.delay_s())
+        self._arrives_at_s = max(self._arrives_at_s, now + self._wires.delay_s(self._sender, self._receiver))
         self._chunks.append((self._arrives_at_s, data))
         self._bytes += len(data)
         self.wake()

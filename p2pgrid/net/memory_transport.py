@@ -23,6 +23,8 @@ log = structlog.get_logger()
 
 PROVIDER_RECORD_S = 600.0
 
+Cut = tuple[frozenset[PeerId], frozenset[PeerId]]
+
 
 class MemoryNetwork:
     """All peers of one simulated network, and the faults between them.
@@ -47,7 +49,8 @@ class MemoryNetwork:
         self._dial_s_max = dial_s_max
         self._nodes: dict[PeerId, MemoryTransport] = {}
         self._frozen: set[PeerId] = set()
-        self._cuts: list[tuple[frozenset[PeerId], frozenset[PeerId]]] = []
+        self._cuts: list[Cut] = []
+        self._extra_s: dict[PeerId, float] = {}
         # key -> peer -> (its addresses, when the record was written)
         self._records: dict[str, dict[PeerId, tuple[Contact, float]]] = {}
         self._ports = 0
@@ -90,15 +93,21 @@ class MemoryNetwork:
             self._frozen.discard(peer)
         self._wake()
 
-    def partition(self, group_a: Collection[PeerId], group_b: Collection[PeerId]) -> None:
+    def partition(self, group_a: Collection[PeerId], group_b: Collection[PeerId]) -> Cut:
         """Hold all bytes between the two groups until `heal`."""
-        self._cuts.append((frozenset(group_a), frozenset(group_b)))
+        cut = frozenset(group_a), frozenset(group_b)
+        self._cuts.append(cut)
+        self._wake()
+        return cut
+
+    def heal(self, cut: Cut) -> None:
+        """End one partition."""
+        self._cuts.remove(cut)
         self._wake()
 
-    def heal(self) -> None:
-        """End all partitions."""
-        self._cuts.clear()
-        self._wake()
+    def delay(self, peer: PeerId, extra_s: float) -> None:
+        """From now on all to and from `peer` takes so much longer, one way."""
+        self._extra_s[peer] = extra_s
 
     def held(self, one: PeerId, other: PeerId) -> bool:
         """Whether bytes between these two do not flow now."""
@@ -106,9 +115,10 @@ class MemoryNetwork:
             return True
         return any((one in a and other in b) or (one in b and other in a) for a, b in self._cuts)
 
-    def delay_s(self) -> float:
-        """One way, once."""
-        return self._latency_s + (self._rng.random() * self._jitter_s if self._jitter_s else 0.0)
+    def delay_s(self, *ends: PeerId) -> float:
+        """One way between these, once."""
+        extra_s = sum(self._extra_s.get(peer, 0.0) for peer in ends)
+        return self._latency_s + extra_s + (self._rng.random() * self._jitter_s if self._jitter_s else 0.0)
 
     def _wake(self) -> None:
         self._changed.set()
@@ -118,7 +128,7 @@ class MemoryNetwork:
 
     async def connect(self, dialler: "MemoryTransport", peer: PeerId, protocol: str) -> MemoryStream:
         """A new stream from `dialler` to `peer`, whose handler has been started. Raises PeerUnavailable."""
-        await trio.sleep(self.delay_s() + self.delay_s())
+        await trio.sleep(self.delay_s(dialler.peer, peer) + self.delay_s(dialler.peer, peer))
         with trio.move_on_after(self._dial_s_max):
             while self.held(dialler.peer, peer):
                 await self._changed.wait()
@@ -178,12 +188,12 @@ class MemoryTransport:
 
     async def announce(self, key: str) -> None:
         _check_key(key)
-        await trio.sleep(self._network.delay_s())
+        await trio.sleep(self._network.delay_s(self._peer))
         self._network.write_record(key, Contact(self._peer, self._addresses))
 
     async def find_providers(self, key: str) -> list[Contact]:
         _check_key(key)
-        await trio.sleep(self._network.delay_s() + self._network.delay_s())
+        await trio.sleep(self._network.delay_s(self._peer) + self._network.delay_s(self._peer))
         return [contact for contact in self._network.read_records(key) if contact.peer != self._peer]
 
     def keep(self, stream: MemoryStream) -> None:

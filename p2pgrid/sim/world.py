@@ -2,9 +2,6 @@
 
 import hashlib
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import assert_never
 
 import trio
 
@@ -15,7 +12,7 @@ from p2pgrid.engine.executor import InlineExecutor
 from p2pgrid.engine.stage import Stage
 from p2pgrid.engine.toy_stage import ToyStage
 from p2pgrid.errors import P2pgridError
-from p2pgrid.ids import ModelId, PeerId, Span
+from p2pgrid.ids import ModelId, Span
 from p2pgrid.net.memory_transport import MemoryNetwork
 from p2pgrid.node.answer import Piece, generate
 from p2pgrid.node.client import open_session
@@ -24,8 +21,10 @@ from p2pgrid.node.peer import Peer, open_peer
 from p2pgrid.services.local import LocalSession
 from p2pgrid.services.pipeline import Terms
 from p2pgrid.services.worker import SUSPENDED_S_MAX
-from p2pgrid.sim.faults import Cut, Disconnect, Fault, Freeze, Kill, Leave, Partition, Thaw
+from p2pgrid.sim.plan import Outcome, Plan, Report
 from p2pgrid.sim.seeded import run_seeded
+from p2pgrid.sim.striking import Member, Strikes
+from p2pgrid.sim.watched_stage import WatchedStage
 from p2pgrid.wire.messages import Sampling
 from p2pgrid.wire.signing import Identity
 
@@ -37,61 +36,8 @@ WALL_EPOCH_S = 1_700_000_000.0
 """The simulated day begins here; a date, so that sequence numbers look like real ones."""
 CANARY_S_MAX = 15.0
 """A canary token that gets stuck has given everything back by then."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is simulated, besides the seed."""
-
-    nodes: int = 5
-    layers: int = 12
-    span_max: int | None = None
-    """None: so many that the nodes together hold every layer about twice."""
-    span_maxes: Sequence[int] = ()
-    """Of each node its own, instead."""
-    spans: Sequence[Span] = ()
-    """The layers of each node; empty: each chooses its own."""
-    ask_at_s: float = 0.0
-    """The swarm is left to itself until then."""
-    requests: int = 3
-    prompt_tokens: int = 20
-    max_tokens: int = 24
-    temperature: float = 0.8
-    step_s: float = 0.005
-    latency_s: float = 0.002
-    faults: Sequence[Fault] = ()
-
-
-@dataclass
-class Outcome:
-    """What became of one request."""
-
-    asked_at_s: float
-    ended_at_s: float = 0.0
-    token_ids: list[int] = field(default_factory=list)
-    error: str | None = None
-    recoveries: int = 0
-
-
-@dataclass
-class Report:
-    """What happened. `trace_hash` is the same for the same seed and plan, on any machine."""
-
-    seed: int
-    outcomes: list[Outcome]
-    spans: list[Span | None]
-    sessions_leaked: int
-    """KV rows that some stage still held when all requests were over."""
-    virtual_s: float
-    trace: list[str]
-    moves: list[tuple[float, int, Span | None]]
-    """When which node left which layers for others."""
-    known: list[set[int]]
-    """Which nodes each node that lives knows of in the end, itself included."""
-
-    @property
-    def trace_hash(self) -> str:
-        return hashlib.sha256("\n".join(self.trace).encode()).hexdigest()
+REQUEST_S_MAX = 90.0
+"""Longer than any request waits for whatever it may be: one that has not ended by then never will."""
 
 
 def simulate(seed: int, plan: Plan | None = None) -> Report:
@@ -127,49 +73,49 @@ class World:
         self.plan = plan
         self.trace: list[str] = []
         self.moves: list[tuple[float, int, Span | None]] = []
-        self.nodes: list[Node | None] = [None] * plan.nodes
-        self.peers: list[Peer | None] = [None] * plan.nodes
         self._client = Identity(self._seed_bytes("client"))
-        self._frozen: dict[int, Peer | None] = {}
-        self._stops: list[trio.Event] = []
-        self._scopes = [trio.CancelScope() for _ in range(plan.nodes)]
+        self._members = [Member(Identity(self._seed_bytes(f"node {i}")), plan.step_s) for i in range(plan.nodes)]
 
     async def run(self, rng: random.Random) -> Report:
         plan = self.plan
         network = MemoryNetwork(rng, plan.latency_s, plan.latency_s / 2)
-        self._stops = [trio.Event() for _ in range(plan.nodes)]
+        strikes = Strikes(network, self._members, frozenset({self._client.peer}))
         outcomes = [Outcome(0.0) for _ in range(plan.requests)]
         async with trio.open_nursery() as tasks:
             for i in range(plan.nodes):
-                tasks.start_soon(self._node, i, network, random.Random(rng.random()))
+                tasks.start_soon(self._node, i, network, strikes, random.Random(rng.random()))
             for fault in plan.faults:
-                tasks.start_soon(self._bring_about, fault, network)
+                tasks.start_soon(strikes.bring_about, fault, self.note)
             client_rng = random.Random(rng.random())
             async with (
                 network.open(self._client) as transport,
                 open_peer(transport, self._client, wall=_wall, rng=client_rng) as peer,
-                trio.open_nursery() as requests,
             ):
-                for i, outcome in enumerate(outcomes):
-                    requests.start_soon(self._request, peer, i, outcome)
+                strikes.hear_twice(peer)
+                with trio.move_on_at(plan.ask_at_s + REQUEST_S_MAX):
+                    async with trio.open_nursery() as requests:
+                        for i, outcome in enumerate(outcomes):
+                            requests.start_soon(self._request, peer, i, outcome)
+                asked_for = peer.pipeline.sessions_open
             await trio.sleep(1)  # farewells are on their way
-            leaked = await self._sessions_left()
-            spans = [None if node is None else node.span for node in self.nodes]
-            known = [self._known_to(peer) for peer in self.peers if peer is not None]
+            leaked = asked_for + await self._sessions_left()
+            spans = [None if member.node is None else member.node.span for member in self._members]
+            known = [self._known_to(peer) for peer in self._reachable()]
+            report = Report(self.seed, outcomes, spans, leaked, trio.current_time(), self.trace, self.moves, known)
             tasks.cancel_scope.cancel()
-        return Report(self.seed, outcomes, spans, leaked, trio.current_time(), self.trace, self.moves, known)
+        return report
 
     def note(self, what: str) -> None:
         self.trace.append(f"{trio.current_time():.6f} {what}")
 
-    async def _node(self, i: int, network: MemoryNetwork, rng: random.Random) -> None:
-        plan = self.plan
-        identity = Identity(self._seed_bytes(f"node {i}"))
-        executor = InlineExecutor(plan.step_s)
+    async def _node(self, i: int, network: MemoryNetwork, strikes: Strikes, rng: random.Random) -> None:
+        plan, member = self.plan, self._members[i]
+        identity = member.identity
+        executor = InlineExecutor(lambda: member.step_s)
 
         async def make_stage(span: Span) -> Stage:
             await trio.sleep(rng.uniform(0.2, 1.5))  # loading takes what it takes
-            return ToyStage(span, plan.layers, 4, CONTEXT_MAX, seed=self.seed, vocab=VOCAB)
+            return WatchedStage(span, plan.layers, 4, CONTEXT_MAX, seed=self.seed, vocab=VOCAB)
 
         def on_phase(phase: Phase, span: Span | None) -> None:
             self.note(f"node {i} {phase} {span}")
@@ -180,15 +126,16 @@ class World:
         span = plan.spans[i] if plan.spans else None
         serving = Serving(MODEL, "toy", plan.layers, span, min(span_max, plan.layers))
         await trio.sleep(rng.uniform(0, 0.5))
-        with self._scopes[i]:
+        with member.scope:
             async with (
                 network.open(identity) as transport,
                 open_peer(transport, identity, wall=_wall, rng=rng) as peer,
             ):
-                self.peers[i] = peer
-                node = self.nodes[i] = Node(peer, serving, make_stage, executor, on_phase)
-                await node.run(self._stops[i])
-        self.peers[i] = None
+                member.peer = peer
+                strikes.hear_twice(peer)
+                member.node = Node(peer, serving, make_stage, executor, on_phase)
+                await member.node.run(member.stop)
+        member.peer = None
 
     async def _request(self, peer: Peer, i: int, outcome: Outcome) -> None:
         plan = self.plan
@@ -205,65 +152,37 @@ class World:
             async with open_session(peer, MODEL, plan.layers, Terms(sampling, prompt=prompt)) as session:
                 generation = _generation(prompt, plan, True)
                 answer = await generate(session, generation, text=TextStream(), bytes_of=show_token, show=_ignore)
-                outcome.recoveries = len(answer.recoveries)
+                outcome.error, outcome.recoveries = None, len(answer.recoveries)
         except P2pgridError as error:
             outcome.error = f"{type(error).__name__}: {error}"
         outcome.ended_at_s = trio.current_time()
         self.note(f"request {i} ended {outcome.error}")
 
-    async def _bring_about(self, fault: Fault, network: MemoryNetwork) -> None:
-        await trio.sleep_until(fault.at_s)
-        self.note(f"{fault}")
-        match fault:
-            case Kill():
-                network.kill(self._peer_of(fault.node))
-                self.peers[fault.node] = None
-                self._scopes[fault.node].cancel()
-            case Freeze():
-                network.freeze(self._peer_of(fault.node), True)
-                self._frozen[fault.node] = self.peers[fault.node]
-                self.peers[fault.node] = None  # what it still holds is not the swarm's leak
-            case Thaw():
-                network.freeze(self._peer_of(fault.node), False)
-                self.peers[fault.node] = self._frozen[fault.node]
-            case Disconnect():
-                network.disconnect(self._peer_of(fault.node))
-            case Cut(other=other):
-                network.partition([self._peer_of(fault.node)], [self._peer_of(other)])
-                await trio.sleep_until(fault.healed_at_s)
-                network.heal()
-            case Leave():
-                self._stops[fault.node].set()
-            case Partition():
-                cut_off = {self._peer_of(node) for node in fault.nodes}
-                everybody = {self._peer_of(node) for node in range(self.plan.nodes)} | {self._client.peer}
-                network.partition(cut_off, everybody - cut_off)
-                await trio.sleep_until(fault.healed_at_s)
-                network.heal()
-                self.note("healed")
-            case _:
-                assert_never(fault)
-
     async def _sessions_left(self) -> int:
-        """KV rows that are still held; what is on its way, a canary token or a row that was handed over to no purpose,
-        is given its time.
+        """Sessions that some stage still has a row for, and those that some node as a client still waits in; what is on
+        its way, a canary token or a row that was handed over to no purpose, is given its time.
         """
         give_up_at_s = trio.current_time() + max(CANARY_S_MAX, SUSPENDED_S_MAX) + 1
         while True:
-            held = sum(p.worker.sessions_open for p in self.peers if p is not None and p.worker is not None)
+            held = sum(map(_sessions_of, self._reachable()))
             if not held or trio.current_time() > give_up_at_s:
                 return held
             await trio.sleep(0.1)
 
+    def _reachable(self) -> list[Peer]:
+        """Of the nodes that live."""
+        return [member.peer for member in self._members if member.peer is not None and not member.out_of_reach]
+
     def _known_to(self, peer: Peer) -> set[int]:
         known = {peer.transport.peer, *(advert.peer for advert in peer.view.adverts(MODEL))}
-        return {i for i in range(self.plan.nodes) if self._peer_of(i) in known}
-
-    def _peer_of(self, node: int) -> PeerId:
-        return Identity(self._seed_bytes(f"node {node}")).peer
+        return {i for i, member in enumerate(self._members) if member.identity.peer in known}
 
     def _seed_bytes(self, who: str) -> bytes:
         return hashlib.sha256(f"{self.seed} {who}".encode()).digest()
+
+
+def _sessions_of(peer: Peer) -> int:
+    return peer.pipeline.sessions_open + (0 if peer.worker is None else peer.worker.sessions_open)
 
 
 def _request(seed: int, i: int, plan: Plan) -> tuple[list[int], Sampling]:

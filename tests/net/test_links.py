@@ -171,10 +171,10 @@ async def test_both_sides_of_a_partition_notice_and_meet_again(autojump_clock: t
     network = MemoryNetwork(random.Random(1))
     async with swarm(2, network) as (a, b):
         await a.links.connect(b.contact)
-        network.partition([a.peer], [b.peer])
+        cut = network.partition([a.peer], [b.peer])
         await a.loss()
         await b.loss()
-        network.heal()
+        network.heal(cut)
         await b.links.connect(a.contact)
         assert a.links.is_up(b.peer)
         assert (len(a.lost), len(b.lost)) == (1, 1)

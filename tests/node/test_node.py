@@ -16,7 +16,8 @@ from p2pgrid.node.client import open_session, wait_for_route
 from p2pgrid.node.node import Phase
 from p2pgrid.node.peer import Peer
 from p2pgrid.services.pipeline import Terms
-from p2pgrid.sim.world import Plan, simulate
+from p2pgrid.sim.plan import Plan
+from p2pgrid.sim.world import simulate
 from p2pgrid.wire.tensors import Floats, Ints
 from tests.swarm_kit import (
     LAYERS,

@@ -11,8 +11,9 @@ import trio
 from trio._core import _run as scheduler
 
 from p2pgrid.sim.faults import Fault, Freeze, Kill, Leave
+from p2pgrid.sim.plan import Plan
 from p2pgrid.sim.seeded import run_seeded
-from p2pgrid.sim.world import Plan, simulate
+from p2pgrid.sim.world import simulate
 
 
 async def _order_of_turns(rng: random.Random) -> list[int]:

@@ -7,7 +7,8 @@ import pytest
 from p2pgrid.core.swarm_view import missing_layers, replicas
 from p2pgrid.ids import Span
 from p2pgrid.sim.faults import Kill, Partition
-from p2pgrid.sim.world import Plan, Report, simulate, undisturbed
+from p2pgrid.sim.plan import Plan, Report
+from p2pgrid.sim.world import simulate, undisturbed
 
 SETTLED_S_MAX = 60.0
 

@@ -13,20 +13,25 @@ from functools import cache
 import msgspec
 import pytest
 
+from p2pgrid.core.generation import Generation
 from p2pgrid.core.recovery import Feed, Held, Transcript, plan_feeds
+from p2pgrid.core.stage_session import StageSession
 from p2pgrid.core.swarm_view import missing_layers
 from p2pgrid.engine.stage import Stage
 from p2pgrid.engine.toy_stage import ToyStage
 from p2pgrid.ids import Span
+from p2pgrid.node.recovering import RecoveringSession
 from p2pgrid.services.pipeline import Pipeline, PipelineSession
 from p2pgrid.services.worker import Worker
+from p2pgrid.services.worker.loop import StageLoop
 from p2pgrid.services.worker.sent import SentSteps
 from p2pgrid.services.worker.session import Session
 from p2pgrid.settings import PipelineSettings
 from p2pgrid.sim import world
-from p2pgrid.sim.faults import Freeze, Kill, Leave
+from p2pgrid.sim.faults import Freeze, Kill, Leave, struck_by
+from p2pgrid.sim.plan import Plan, Report
 from p2pgrid.sim.storm import plan_storm
-from p2pgrid.sim.world import Plan, Report, simulate, undisturbed
+from p2pgrid.sim.world import simulate, undisturbed
 from p2pgrid.wire.messages import Hop
 
 FAULT_TO_END_S_MAX = PipelineSettings().recover_s_max + 5.0
@@ -48,7 +53,7 @@ def replay(seed: int, plan: Plan) -> str:
 
 def all_layers_are_left(report: Report, plan: Plan) -> bool:
     """Whether the nodes that nothing befell make a whole route."""
-    struck = {fault.node for fault in plan.faults}
+    struck = {node for fault in plan.faults for node in struck_by(fault)}
     left = [span for i, span in enumerate(report.spans) if i not in struck and span is not None]
     reached = {0}
     for span in sorted(left):
@@ -103,7 +108,7 @@ def test_a_node_with_other_weights_is_noticed(seed: int, monkeypatch: pytest.Mon
     def other_weights(span: Span, layers: int, rows: int, context_max: int, *, seed: int, vocab: int) -> Stage:
         return ToyStage(span, layers, rows, context_max, seed=seed + (span.start == 4), vocab=vocab)
 
-    monkeypatch.setattr(world, "ToyStage", other_weights)
+    monkeypatch.setattr(world, "WatchedStage", other_weights)
     report = simulate(seed, plan)
     assert report.outcomes[0].error is None
     assert [outcome.token_ids for outcome in report.outcomes] != right
@@ -199,8 +204,11 @@ def test_nodes_killed_before_they_serve_are_no_loss(at_s: float) -> None:
 def weather(seed: int) -> None:
     """A storm: one node of every span is spared, so that every request is answered, to the token."""
     plan = plan_storm(seed)
-    report = simulate(seed, plan)
     how = replay(seed, plan)
+    try:
+        report = simulate(seed, plan)
+    except Exception as error:  # a stage that was made to run what it must not, or whatever else broke
+        raise AssertionError(f"{error!r}; {how}") from error
     assert [outcome.error for outcome in report.outcomes] == [None] * plan.requests, how
     assert [outcome.token_ids for outcome in report.outcomes] == undisturbed(seed, plan), how
     check(report, plan)
@@ -271,6 +279,28 @@ def _keep_the_row_of_a_client_that_is_gone(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Pipeline, "_close_all", say_nothing)
 
 
+def _run_again_what_is_said_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(StageSession, "takes", lambda self, step: True)
+
+
+def _take_a_token_again_that_is_told_again(patch: pytest.MonkeyPatch) -> None:
+    on_token = Generation.on_token
+    patch.setattr(
+        Generation, "on_token", lambda self, position, token: on_token(self, max(position, self.next_position), token)
+    )
+
+
+def _wait_for_a_stage_whose_step_never_ends(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RecoveringSession, "_wait_s", lambda self: PipelineSettings().token_s_max)
+
+
+def _ask_only_the_session_that_waits_whether_its_stage_is_stuck(patch: pytest.MonkeyPatch) -> None:
+    async def at_once(self: StageLoop) -> None:
+        pass
+
+    patch.setattr(StageLoop, "batch_over", at_once)
+
+
 PLANTED: tuple[Plant, ...] = (
     _reuse_an_epoch,
     _go_on_a_position_late,
@@ -280,6 +310,10 @@ PLANTED: tuple[Plant, ...] = (
     _fill_a_stage_too_few,
     _leave_stages_waiting_that_replay_nothing,
     _keep_the_row_of_a_client_that_is_gone,
+    _run_again_what_is_said_again,
+    _take_a_token_again_that_is_told_again,
+    _wait_for_a_stage_whose_step_never_ends,
+    _ask_only_the_session_that_waits_whether_its_stage_is_stuck,
 )
 
 

@@ -27,6 +27,10 @@ class Pipeline:
         self._new_session_id = new_session_id
         self._sessions: dict[SessionId, PipelineSession] = {}
 
+    @property
+    def sessions_open(self) -> int:
+        return len(self._sessions)
+
     @asynccontextmanager
     async def open(
         self,
