@@ -86,6 +86,7 @@ async def test_a_real_member_ends_when_whoever_started_it_is_gone() -> None:
             assert await member.process.wait() == 0
 
 
+@pytest.mark.alone
 @pytest.mark.e2e
 async def test_peers_that_live_are_found_when_others_have_died(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery, "QUICK_SIZES", (4,))

@@ -177,6 +177,7 @@ async def test_targets_and_parts_are_shown_on_the_terminal_and_on_the_page(
 # ── on the real model ────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_quoting_prompts_are_quoted_and_ordinary_ones_are_not() -> None:
     trio.run(_compare_quotes, real_store())
@@ -223,6 +224,8 @@ class Plain:
         self.notes.append(line)
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.e2e
 @pytest.mark.model
 @pytest.mark.timeout(180)
@@ -262,6 +265,7 @@ async def _ask_swarm(folder: Path) -> None:
         assert [min(parts.values()) >= 0 for parts in turn] == [True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.model
 @pytest.mark.timeout(180)

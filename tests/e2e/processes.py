@@ -37,6 +37,11 @@ class RunningSwarm:
     def bootstrap(self) -> list[str]:
         return list(self.state["bootstrap"])
 
+    @property
+    def joining(self) -> list[str]:
+        """The options of a command that joins it."""
+        return [option for address in self.bootstrap for option in ("--bootstrap", address)]
+
     def node_with_layer(self, layer: int) -> dict[str, Any]:
         return next(n for n in self.state["nodes"] if n["layers"][0] <= layer < n["layers"][1])
 

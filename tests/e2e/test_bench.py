@@ -17,6 +17,7 @@ from tests.real_model import real_store
 pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.timeout(360)]
 
 
+@pytest.mark.slow
 def test_the_document_of_a_benchmark_is_of_the_published_form() -> None:
     real_store()
     done = run("bench", "decode", "--quick", "--nodes", "2", "--json", "-", timeout_s=300)

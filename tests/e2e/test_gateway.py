@@ -27,7 +27,8 @@ from p2pgrid.ids import ModelId
 from p2pgrid.node.client import ModelDescription
 from p2pgrid.node.state_file import read_state
 from p2pgrid.node.wiring import describe_model, open_network, resolve_model
-from tests.e2e.processes import PYTHON, RunningSwarm, run, running_swarm, wait_for
+from tests.e2e.battered import Battered, busiest
+from tests.e2e.processes import PYTHON, RunningSwarm, run, wait_for
 from tests.hermes import TEMPLATE
 from tests.real_model import NAME, real_store
 
@@ -44,8 +45,7 @@ def running_gateway(swarm: RunningSwarm, directory: Path) -> Iterator[str]:
     """The URL of a `p2pgrid serve` in front of that swarm; it must end in order."""
     state = directory / "gateway.json"
     log = directory / "gateway.log"
-    joining = [option for address in swarm.bootstrap for option in ("--bootstrap", address)]
-    command = [*PYTHON, "serve", *joining, "--listen", "127.0.0.1:0", "--state", str(state)]
+    command = [*PYTHON, "serve", *swarm.joining, "--listen", "127.0.0.1:0", "--state", str(state)]
     with log.open("wb") as sink:
         process = subprocess.Popen(command, stdout=sink, stderr=sink)
     try:
@@ -64,14 +64,6 @@ def running_gateway(swarm: RunningSwarm, directory: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSwarm]:
-    """Two nodes, each with a half of the model."""
-    real_store()
-    with running_swarm(2, tmp_path_factory.mktemp("swarm")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def url(swarm: RunningSwarm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with running_gateway(swarm, tmp_path_factory.mktemp("gateway")) as found:
         yield found
@@ -79,6 +71,13 @@ def url(swarm: RunningSwarm, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def client(url: str) -> Iterator[openai.OpenAI]:
+    with connected(url) as found:
+        yield found
+
+
+@contextmanager
+def connected(url: str) -> Iterator[openai.OpenAI]:
+    """A client, once the model is ready."""
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as found:
         wait_for(lambda: _ready(found), START_S_MAX)
         yield found
@@ -229,11 +228,15 @@ def _running(client: openai.OpenAI) -> float:
     return sum(float(value) for value in lines.values())
 
 
-def test_a_stage_that_is_killed_under_a_stream_changes_nothing_of_it(
-    client: openai.OpenAI, swarm: RunningSwarm, tmp_path: Path
-) -> None:
+@pytest.mark.alone
+def test_a_stage_that_is_killed_under_a_stream_changes_nothing_of_it(battered: Battered, tmp_path: Path) -> None:
     wanted = run("generate", "--local", "--max-tokens", "120", QUESTION).stdout.rstrip("\n")
-    with spare_node(swarm, tmp_path):
+    holder = battered.holder(29)
+    with (
+        battered.spare(holder["layers"]) as spare,
+        running_gateway(battered.swarm, tmp_path) as url,
+        connected(url) as client,
+    ):
         text = ""
         stream = client.chat.completions.create(
             model=NAME,
@@ -246,30 +249,10 @@ def test_a_stage_that_is_killed_under_a_stream_changes_nothing_of_it(
         for chunk in stream:
             text += chunk.choices[0].delta.content or ""
             if len(text) > 60 and not killed:
-                os.kill(swarm.node_with_layer(29)["pid"], signal.SIGKILL)
+                os.kill(busiest([holder["pid"], spare["pid"]]), signal.SIGKILL)
                 killed = True
             last = chunk
         assert killed
         assert text == wanted
         how = last.choices[0].model_extra["p2pgrid"]
         assert len(how["recoveries"]) == 1
-
-
-@contextmanager
-def spare_node(swarm: RunningSwarm, directory: Path) -> Iterator[None]:
-    """Another node with the second half of the model, while this lasts."""
-    state = directory / "spare.json"
-    joining = [option for address in swarm.bootstrap for option in ("--bootstrap", address)]
-    command = [*PYTHON, "node", "--layers", "15:30", *joining, "--ephemeral", "--state", str(state)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(lambda: _phase(state) == "serving", 60.0, process)
-        yield
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def _phase(path: Path) -> str | None:
-    found = read_state(path)
-    return None if found is None else found.phase

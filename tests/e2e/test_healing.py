@@ -15,7 +15,7 @@ from p2pgrid.swarm.local_swarm import LocalSwarm, open_local_swarm
 from tests.e2e.processes import run
 from tests.real_model import NAME, real_store
 
-pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.alone, pytest.mark.slow, pytest.mark.model, pytest.mark.timeout(240)]
 
 HEALED_S_MAX = 15.0
 KNOWN_S_MAX = 10.0

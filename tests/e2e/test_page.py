@@ -19,7 +19,7 @@ from tests.e2e.browser import browser_or_skip, open_browser
 from tests.e2e.processes import gateway_to
 from tests.real_model import NAME, real_store
 
-pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.alone, pytest.mark.model, pytest.mark.timeout(240)]
 
 VIEWS = ("chat", "swarm", "models", "node")
 GONE_MS_MAX = 2000

@@ -7,38 +7,25 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from p2pgrid.settings import PipelineSettings
+from tests.e2e.battered import Battered, busiest
 from tests.e2e.processes import PYTHON, RunningSwarm, alive, run, running_swarm, wait_for
 from tests.real_model import NAME, real_store
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.timeout(240)]
 
 
-@pytest.fixture(scope="module")
-def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSwarm]:
-    """Three nodes for tests that leave them as they found them."""
-    real_store()
-    with running_swarm(3, tmp_path_factory.mktemp("swarm")) as running:
-        yield running
-
-
-def bootstrap_options(swarm: RunningSwarm) -> list[str]:
-    return [option for address in swarm.bootstrap for option in ("--bootstrap", address)]
-
-
 def test_a_client_without_the_model_is_answered(swarm: RunningSwarm, tmp_path: Path) -> None:
     """Its home is empty: manifest and tokenizer come from the swarm, the weights never."""
     question = ("--max-tokens", "24", "What is the capital of France?")
     alone = run("generate", "--local", *question)
-    asked = run("generate", *bootstrap_options(swarm), *question, P2PGRID_HOME=str(tmp_path))
+    asked = run("generate", *swarm.joining, *question, P2PGRID_HOME=str(tmp_path))
     assert asked.returncode == 0, asked.stderr
     assert len(asked.stdout) > 20
     assert asked.stdout == alone.stdout, "what one process says here: a near tie, which falls as the processor rounds"
@@ -47,7 +34,7 @@ def test_a_client_without_the_model_is_answered(swarm: RunningSwarm, tmp_path: P
 
 def test_the_document_of_an_answer_says_who_did_what(swarm: RunningSwarm) -> None:
     options = ["--max-tokens", "8", "--json", "Why is the sky blue?"]
-    document = json.loads(run("generate", *bootstrap_options(swarm), *options).stdout)
+    document = json.loads(run("generate", *swarm.joining, *options).stdout)
     assert document["completion_tokens"] == len(document["token_ids"]) == 8
     assert document["finish_reason"] == "length"
     assert [hop["layers"] for hop in document["route"]] == [[0, 10], [10, 20], [20, 30]]
@@ -57,7 +44,7 @@ def test_the_document_of_an_answer_says_who_did_what(swarm: RunningSwarm) -> Non
 
 
 def test_status_shows_every_node_and_that_all_layers_are_covered(swarm: RunningSwarm) -> None:
-    shown = run("status", *bootstrap_options(swarm), "--json")
+    shown = run("status", *swarm.joining, "--json")
     assert shown.returncode == 0, shown.stderr
     (model,) = json.loads(shown.stdout)["models"]
     assert (model["model"], model["served"], model["missing"]) == (NAME, True, [])
@@ -67,7 +54,7 @@ def test_status_shows_every_node_and_that_all_layers_are_covered(swarm: RunningS
 
 def test_a_node_with_ten_layers_stays_below_280_mb(swarm: RunningSwarm) -> None:
     text = "word " * 600
-    run("generate", *bootstrap_options(swarm), "--max-tokens", "4", "--raw", text)
+    run("generate", *swarm.joining, "--max-tokens", "4", "--raw", text)
     for node in swarm.state["nodes"]:
         assert psutil.Process(node["pid"]).memory_info().rss < 280e6
 
@@ -83,7 +70,7 @@ def test_garbage_and_a_frame_header_of_4_gib_on_its_port_leave_a_node_serving(sw
         ):
             with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
                 connection.sendall(garbage)
-    asked = run("generate", *bootstrap_options(swarm), "--max-tokens", "4", "Hello")
+    asked = run("generate", *swarm.joining, "--max-tokens", "4", "Hello")
     assert asked.returncode == 0, asked.stderr
     assert alive([node["pid"] for node in swarm.state["nodes"]]) == [node["pid"] for node in swarm.state["nodes"]]
 
@@ -91,67 +78,15 @@ def test_garbage_and_a_frame_header_of_4_gib_on_its_port_leave_a_node_serving(sw
 QUESTION = ["--max-tokens", "400", "--raw", "Once upon a time", "--json"]
 
 
-class Battered:
-    """A swarm that loses nodes. Whoever takes the place of a lost one stays, so that every loss finds it whole."""
-
-    def __init__(self, swarm: RunningSwarm, directory: Path) -> None:
-        self.swarm = swarm
-        self._directory = directory
-        self._nodes: dict[int, dict[str, Any]] = {node["pid"]: node for node in swarm.state["nodes"]}
-        self._spares: list[subprocess.Popen[bytes]] = []
-
-    def holder(self, layer: int) -> dict[str, Any]:
-        """The one node with that layer."""
-        (node,) = (n for pid, n in self._nodes.items() if alive([pid]) and n["layers"][0] <= layer < n["layers"][1])
-        return node
-
-    @contextmanager
-    def spare(self, layers: list[int]) -> Iterator[dict[str, Any]]:
-        """One more node with these layers; afterwards it goes, unless it is the only one that is left."""
-        state_file = self._directory / f"spare-{len(self._spares)}.json"
-        span = f"{layers[0]}:{layers[1]}"
-        command = ["node", "--layers", span, "--ephemeral", "--state", str(state_file), *bootstrap_options(self.swarm)]
-        process = subprocess.Popen([*PYTHON, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self._spares.append(process)
-        wait_for(lambda: state_file.exists() and json.loads(state_file.read_text())["phase"] == "serving", 60, process)
-        state = json.loads(state_file.read_text())
-        before = [pid for pid, node in self._nodes.items() if node["layers"] == layers and alive([pid])]
-        self._nodes[process.pid] = state
-        try:
-            yield state
-        finally:
-            if alive(before):
-                process.terminate()
-                process.wait(10)
-
-    def end(self) -> None:
-        for process in self._spares:
-            process.terminate()
-        for process in self._spares:
-            process.wait(10)
-
-
-@pytest.fixture(scope="module")
-def battered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Battered]:
-    real_store()
-    directory = tmp_path_factory.mktemp("battered")
-    with running_swarm(3, directory) as running:
-        battered = Battered(running, directory)
-        try:
-            yield battered
-        finally:
-            battered.end()
-
-
 @pytest.fixture(scope="module")
 def calm(swarm: RunningSwarm) -> str:
     """What is answered to QUESTION when nothing happens."""
-    return str(json.loads(run("generate", *bootstrap_options(swarm), *QUESTION).stdout)["text"])
+    return str(json.loads(run("generate", *swarm.joining, *QUESTION).stdout)["text"])
 
 
 def ask_and_strike(swarm: RunningSwarm, pid_of: Callable[[], int], blow: signal.Signals) -> tuple[str, str, float]:
     """Strike a process while a client reads its answer: what the client wrote and said, and how long after."""
-    command = ["generate", *bootstrap_options(swarm), "--max-tokens", "400", "--raw", "Once upon a time"]
+    command = ["generate", *swarm.joining, "--max-tokens", "400", "--raw", "Once upon a time"]
     with subprocess.Popen([*PYTHON, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as client:
         assert client.stdout is not None
         wrote = client.stdout.read(20)
@@ -162,7 +97,15 @@ def ask_and_strike(swarm: RunningSwarm, pid_of: Callable[[], int], blow: signal.
     return (wrote + rest).decode(), said.decode(), time.monotonic() - hit_at
 
 
-@pytest.mark.parametrize(("layer", "blow"), [(0, signal.SIGKILL), (15, signal.SIGSTOP), (29, signal.SIGKILL)])
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    ("layer", "blow"),
+    [
+        (0, signal.SIGKILL),
+        (15, signal.SIGSTOP),
+        pytest.param(29, signal.SIGKILL, marks=pytest.mark.slow),  # tests/e2e/test_gateway.py has it as well
+    ],
+)
 def test_a_stage_lost_in_mid_answer_is_replaced_and_the_answer_is_the_undisturbed_one(
     layer: int, blow: signal.Signals, battered: Battered, calm: str
 ) -> None:
@@ -180,13 +123,8 @@ def test_a_stage_lost_in_mid_answer_is_replaced_and_the_answer_is_the_undisturbe
     assert "after 1 recovery]" in said, said
 
 
-def busiest(pids: list[int]) -> int:
-    """The process that computes."""
-    before = {pid: sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids}
-    time.sleep(0.5)
-    return max(pids, key=lambda pid: sum(psutil.Process(pid).cpu_times()[:2]) - before[pid])
-
-
+@pytest.mark.slow
+@pytest.mark.alone
 def test_without_a_spare_the_request_ends_with_the_missing_layers_in_time(tmp_path: Path) -> None:
     """A stage in the middle; tests/node/test_recovering.py has the others."""
     real_store()
@@ -201,6 +139,8 @@ def test_without_a_spare_the_request_ends_with_the_missing_layers_in_time(tmp_pa
     assert took_s < PipelineSettings().recover_s_max + 10
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 def test_a_frozen_stage_may_come_back_before_patience_ends(swarm: RunningSwarm, calm: str) -> None:
     victim = swarm.node_with_layer(15)
 
@@ -213,6 +153,7 @@ def test_a_frozen_stage_may_come_back_before_patience_ends(swarm: RunningSwarm, 
     assert wrote == calm + "\n", said
 
 
+@pytest.mark.alone
 def test_a_killed_swarm_command_takes_all_its_processes_with_it(tmp_path: Path) -> None:
     real_store()
     state_file = tmp_path / "swarm.json"
@@ -232,10 +173,11 @@ def test_a_killed_swarm_command_takes_all_its_processes_with_it(tmp_path: Path) 
     wait_for(lambda: not alive(children), 5)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_node_told_to_stop_leaves_within_2_s(how: signal.Signals, swarm: RunningSwarm, tmp_path: Path) -> None:
     state_file = tmp_path / "node.json"
-    command = ["node", "--layers", "10:20", "--ephemeral", "--state", str(state_file), *bootstrap_options(swarm)]
+    command = ["node", "--layers", "10:20", "--ephemeral", "--state", str(state_file), *swarm.joining]
     process = subprocess.Popen([*PYTHON, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: state_file.exists() and json.loads(state_file.read_text())["phase"] == "serving", 60, process)
     process.send_signal(how)

@@ -3,25 +3,17 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.processes import RunningSwarm, running_swarm
-from tests.real_model import NAME, real_store
+from tests.e2e.processes import RunningSwarm
+from tests.real_model import NAME
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.timeout(240)]
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-
-
-@pytest.fixture(scope="module")
-def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSwarm]:
-    real_store()
-    with running_swarm(2, tmp_path_factory.mktemp("swarm")) as running:
-        yield running
 
 
 def shown_by(example: str, swarm: RunningSwarm) -> list[str]:
@@ -35,8 +27,8 @@ def test_the_example_on_trio_does_what_it_says(swarm: RunningSwarm) -> None:
     on_trio, _ = EXAMPLES
     shown = shown_by(on_trio, swarm)
     assert shown[0].startswith(f"{NAME} is ")
-    assert shown[0].endswith("served by 2 nodes")
-    assert shown[-2].endswith("tokens through 2 stages")
+    assert shown[0].endswith("served by 3 nodes")
+    assert shown[-2].endswith("tokens through 3 stages")
     assert 0 < float(shown[-1]) < 10
 
 

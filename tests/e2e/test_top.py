@@ -1,25 +1,17 @@
 """The live view of a real swarm, in a terminal."""
 
 import signal
-from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.processes import RunningSwarm, run, running_swarm
+from tests.e2e.processes import RunningSwarm, run
 from tests.e2e.terminals import terminal
-from tests.real_model import NAME, real_store
+from tests.real_model import NAME
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.timeout(240)]
 
 SCREEN, NO_SCREEN = "\x1b[?1049h", "\x1b[?1049l"
 """The terminal's other screen, which leaves what was there before as it was."""
-
-
-@pytest.fixture(scope="module")
-def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSwarm]:
-    real_store()
-    with running_swarm(2, tmp_path_factory.mktemp("swarm")) as running:
-        yield running
 
 
 def test_every_node_is_shown_and_ctrl_c_leaves_the_terminal_as_it_was(swarm: RunningSwarm) -> None:
