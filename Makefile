@@ -11,10 +11,10 @@ PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check gallery clean
+.PHONY: help install demo test test-all check gallery clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed-dev ## p2pgrid and its development tools into .venv
 
@@ -22,10 +22,15 @@ demo: $(VENV)/.installed ## three nodes on this machine answer a question togeth
 	@$(BIN)/p2pgrid models pull $(MODEL)
 	@$(BIN)/p2pgrid swarm --nodes 3 --model $(MODEL) --prompt "Explain gravity in two sentences."
 
-test: $(VENV)/.installed-dev ## the whole test suite
-	@$(check_browser)
+test: WHICH := -m "not slow"
+test: test-all ## the test suite without its slow tests
+
+# Or each of a hundred processes would compile p2pgrid for itself.
+test test-all: export PYTHONDONTWRITEBYTECODE :=
+test-all: $(VENV)/.installed-dev ## the whole test suite
+	@$(call get,chromium zsh fish)
 	@$(BIN)/p2pgrid models pull $(MODEL)
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder $(WHICH)
 
 check: $(VENV)/.installed-dev $(TYPES_VENV)/.installed ## lint, format, types, import layers, house rules
 	@$(BIN)/ruff check .
@@ -35,7 +40,7 @@ check: $(VENV)/.installed-dev $(TYPES_VENV)/.installed ## lint, format, types, i
 	@$(BIN)/python -m pytest tests/test_tidy.py
 
 gallery: $(VENV)/.installed-dev ## the page's screenshots in docs/gallery
-	@$(check_browser)
+	@$(call get,chromium)
 	@$(BIN)/p2pgrid models pull $(MODEL)
 	@$(BIN)/python -m tests.e2e.gallery
 
@@ -90,11 +95,12 @@ complete || { \
 	echo "p2pgrid: lacks a C compiler, the headers of GMP or of Python, or Python's venv: install gcc libgmp-dev python3-dev python3-venv (Debian, Ubuntu), gcc gmp-devel python3-devel (Fedora), or the Xcode tools and gmp (macOS), then run make again" >&2; exit 1; }
 endef
 
-# One test looks at the page in a browser. Without one it is skipped, and says so.
-define check_browser
-if ! command -v chromium >/dev/null && test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
-	echo "· installing chromium with apt-get, to look at the page"; \
+# Tests look at the page in a browser and complete in shells. What is missing here they skip, and say so.
+define get
+missing=; for program in $(1); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+if test -n "$$missing" && test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+	echo "· installing$$missing with apt-get, for tests"; \
 	apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive \
-		apt-get install -y -qq --no-install-recommends chromium >/dev/null || true; \
+		apt-get install -y -qq --no-install-recommends $$missing >/dev/null || true; \
 fi
 endef

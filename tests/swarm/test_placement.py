@@ -23,6 +23,7 @@ def is_even(spans: list[Span], layers: int) -> bool:
     return 0 < max(counts) <= max(1.5 * min(counts), min(counts) + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_hundred_nodes_that_join_in_a_storm_settle_and_stay() -> None:
     rng = random.Random(6)
