@@ -4,6 +4,7 @@ Exit status: 0 = done, 1 = failed (the command was right, something else was not
 the command). Sub-commands are imported only when used, so that `--help` is quick.
 """
 
+import errno
 import os
 import sys
 import tempfile
@@ -17,6 +18,11 @@ from p2pgrid.cli.commands import COMMANDS, GROUPS, CommandList
 from p2pgrid.cli.console import say
 from p2pgrid.errors import BadInput, P2pgridError
 from p2pgrid.node.logs import log_to_stderr
+
+NOBODY_READS = {errno.EPIPE, errno.EIO}
+"""Of writing output whose reader has ended, or to a terminal that was closed."""
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""All other files are written where these errors are understood: here they are about the output."""
 
 app = App(
     name="p2pgrid",
@@ -49,11 +55,12 @@ def run(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("p2pgrid: interrupted")
         return 1
-    except BrokenPipeError:
-        # Whoever read our output has gone; a second complaint at exit would help nobody.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:  # noqa: BLE001 - owns every failure that nobody expected: a user gets no traceback
+        if isinstance(error, OSError) and error.errno in NOBODY_READS | NO_ROOM:
+            if error.errno in NO_ROOM:
+                say(f"p2pgrid: cannot write the output: {error.strerror}")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
+            return 1
         say(f"p2pgrid: a defect of p2pgrid: {type(error).__name__}: {error}; details are in {_write_down(error)}")
         return 1
     return result if isinstance(result, int) else 0

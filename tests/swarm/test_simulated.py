@@ -323,7 +323,10 @@ PLANTED: tuple[Plant, ...] = (
 )
 
 
-@pytest.mark.parametrize("plant", PLANTED)
+@pytest.mark.parametrize(
+    "plant",
+    [pytest.param(plant, marks=[pytest.mark.slow] if number % 4 else []) for number, plant in enumerate(PLANTED)],
+)
 def test_a_planted_bug_is_caught_by_a_storm(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the storms would show nothing. A failing seed is named with the command that replays it."""
     plant(monkeypatch)
