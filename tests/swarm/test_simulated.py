@@ -304,7 +304,7 @@ def _ask_only_the_session_that_waits_whether_its_stage_is_stuck(patch: pytest.Mo
     async def at_once(self: StageLoop) -> None:
         pass
 
-    patch.setattr(StageLoop, "batch_over", at_once)
+    patch.setattr(StageLoop, "not_stuck", at_once)
 
 
 PLANTED: tuple[Plant, ...] = (

@@ -25,6 +25,8 @@ from p2pgrid.wire.hidden import unpack_hidden
 from p2pgrid.wire.messages import OutOfSync, SessionMessage, Step
 from p2pgrid.wire.tensors import Floats, Ints, pack_ints, unpack_ints
 
+STUCK_S = 1.0
+"""A batch that takes longer may never end. Clients ask whether a stage is stuck after 3 s at the soonest."""
 HIDDEN_BYTES_MAX = FRAME_BYTES_MAX - 16 * 1024
 """Hidden states of one step; what is left of the frame holds its token ids, targets and names."""
 
@@ -52,10 +54,10 @@ class StageLoop:
         self._scheduler = Scheduler(BATCH_ROWS_MAX)
         self._seats: dict[int, Seat] = {}
         self._work = trio.Event()
-        self._busy = False
-        """`run` waits for its turn, or computes."""
+        self._busy_since_s: float | None = None
+        """Since when `run` waits for its turn, or computes; None while it does not."""
         self._idle = trio.Event()
-        """Set when it is not so any more."""
+        """Set when it has done so."""
         self.load = Load(trio.current_time())
 
     def enter(self, seat: Seat) -> None:
@@ -101,7 +103,7 @@ class StageLoop:
             while not len(self._scheduler):
                 self._work = trio.Event()
                 await self._work.wait()
-            self._busy = True
+            self._busy_since_s = trio.current_time()
             try:
                 # What comes while we wait for our turn joins the batch.
                 async with self._runner.executor.turn(self._scheduler.kind) as turn:
@@ -109,22 +111,26 @@ class StageLoop:
                         outcome = await self._runner.run(batch)
                         self._finish(batch, outcome, turn)
             finally:
-                self._busy = False
+                self._busy_since_s = None
                 self._idle.set()
                 self._idle = trio.Event()
             if len(self._scheduler):
                 await trio.lowlevel.checkpoint()  # work that ran at once let nobody else do anything
 
-    async def batch_over(self) -> None:
-        """Return once the batch under way, if there is one, is over. Where a step never ends nobody's ever begins."""
-        if self._busy:
+    async def not_stuck(self) -> None:
+        """Return at once, but for a batch that has taken so long that it may never end: then once it is over.
+
+        Where a step never ends nobody's ever begins. Not each batch is waited for: a hand-over under load would take
+        half as long again.
+        """
+        if self._busy_since_s is not None and trio.current_time() - self._busy_since_s >= STUCK_S:
             await self._idle.wait()
 
     def run_now(self) -> None:
         """All that came together was `put`. Decode steps that take little time are run in the caller's own turn: that
         saves two of the scheduler's, which a single answer would wait for at every stage. The rest is left to `run`.
         """
-        if self._busy or not len(self._scheduler):
+        if self._busy_since_s is not None or not len(self._scheduler):
             return
         rows = self._scheduler.decode_rows
         turn = self._runner.turn_at_once(rows) if rows else None

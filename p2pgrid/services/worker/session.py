@@ -175,14 +175,14 @@ class Session:
             self.lose(str(error))
 
     async def _begin_next(self) -> None:
-        """Take the opening that came, once the step under way is over, be it another session's: a stage that is stuck
+        """Take the opening that came, once the step under way is over. A stage that is stuck in any session's step
         must not say that it goes on.
         """
         seat, stage = self.seat, self._here.stage
         if seat.runs:
             await seat.at_rest()
         else:
-            await self._here.loop.batch_over()
+            await self._here.loop.not_stuck()
         assert self._reopening is not None, "nothing else ends an epoch"
         check_route(self._reopening, self._here.own, stage.span, stage.layers)
         seat.machine.reopen(self._reopening)
