@@ -10,7 +10,7 @@ import trio
 
 from p2pgrid.engine.executor import InlineExecutor
 from p2pgrid.errors import LocalFault
-from p2pgrid.ids import ModelId, SessionId, Span
+from p2pgrid.ids import ModelId, PeerId, SessionId, Span
 from p2pgrid.services.pipeline import Terms
 from p2pgrid.services.worker import SESSION_IDLE_S_MAX, SUSPENDED_S_MAX
 from p2pgrid.settings import LinkSettings
@@ -28,6 +28,7 @@ from p2pgrid.wire.messages import (
     OutOfSync,
     Replay,
     Sampling,
+    SessionMessage,
     Step,
     Token,
 )
@@ -552,6 +553,34 @@ async def test_a_session_that_lost_its_next_stage_waits_for_another_route_but_no
         assert "no other route came" in ended.reason
         assert chain.workers[0].room.sessions_free == 4
         assert chain.rows_taken[2] == 1, "it lost nobody, and waits for steps"
+
+
+async def test_a_link_that_breaks_under_the_very_message_that_waited_for_it_ends_no_node(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that waited for room is written, the write finds the link broken, and all that waits becomes void."""
+    async with open_chain(2) as chain, talking_to(chain) as client:
+        await open_by_hand(client, chain.route)
+        client.arrived.clear()
+        links, following = chain.peers[0].links, chain.route[1].peer
+        try_send, send = links.try_send, links.send
+
+        def no_room(peer: PeerId, message: SessionMessage, *, more: bool = False) -> bool:
+            return peer != following and not isinstance(message, Lost) and try_send(peer, message, more=more)
+
+        async def break_under(peer: PeerId, message: SessionMessage) -> None:
+            await send(peer, message)
+            if peer == following:
+                chain.workers[0].on_lost(peer, "it broke")
+
+        monkeypatch.setattr(links, "try_send", no_room)
+        monkeypatch.setattr(links, "send", break_under)
+        await client.links.send(chain.route[0].peer, a_step(0, PROMPT))
+        with trio.fail_after(5):
+            lost = await reply(client)
+        assert isinstance(lost, Lost), "it waits behind what is void, and is not void itself"
+        assert (lost.hop, lost.peer, lost.reason) == (0, following, "it broke")
+        assert chain.rows_taken[0] == 1
 
 
 # ── another route in mid-session ─────────────────────────────────────────────────────────────────────────

@@ -204,19 +204,24 @@ class Session:
                 await seat.news.park()
 
     async def _send_waiting(self) -> None:
+        """What waits stays in its place until it is sent, so that nothing overtakes it. Sending may itself find that a
+        link is broken: then the epoch is over, and all that waited has gone.
+        """
         seat, links = self.seat, self._here.links
         try:
-            if seat.replay is not None:
-                for step in seat.replay:
+            if (replay := seat.replay) is not None:
+                for step in replay:
                     await links.send(seat.machine.downstream, step)
-                seat.replay, seat.halted = None, False
+                if seat.replay is replay:
+                    seat.replay, seat.halted = None, False
             while seat.outbox:
-                peer, message = seat.outbox[0]
+                peer, message = first = seat.outbox[0]
                 if peer == seat.machine.client:
                     await self.say(message)
                 else:
                     await links.send(peer, message)
-                seat.outbox.popleft()
+                if seat.outbox and seat.outbox[0] is first:
+                    seat.outbox.popleft()
         except PeerUnavailable as error:
             self.lose(str(error))
         self._here.loop.consider(seat)
