@@ -1,6 +1,8 @@
 """Nodes that leave in the middle of answers: what they hold goes to a replica, and nothing is computed again."""
 
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,6 +12,8 @@ from p2pgrid.ids import PeerId
 from p2pgrid.node.client import open_session
 from p2pgrid.node.recovering import RecoveringSession
 from p2pgrid.services.pipeline import Terms
+from p2pgrid.services.worker import handover
+from p2pgrid.services.worker.worker import HANDOVERS_AT_ONCE
 from p2pgrid.wire.messages import Sampling
 from tests.node.test_recovering import PUNISHED, STRINGS, TOKENS, Swarm, doubled, swarm
 from tests.swarm_kit import GREEDY, LAYERS, MODEL, PROMPT, SEEDED, alone, answer_of, cut, generation
@@ -138,7 +142,21 @@ async def test_without_a_replica_an_answer_may_end_where_it_began(autojump_clock
         await here.check_nothing_is_left()
 
 
-async def test_many_sessions_are_handed_over_together(autojump_clock: trio.abc.Clock) -> None:
+async def test_many_sessions_are_handed_over_two_at_a_time(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give = handover.give
+    under_way: Counter[str] = Counter()
+
+    async def counted(*arguments: Any) -> None:
+        under_way["now"] += 1
+        under_way["at most"] = max(under_way["now"], under_way["at most"])
+        try:
+            await give(*arguments)
+        finally:
+            under_way["now"] -= 1
+
+    monkeypatch.setattr("p2pgrid.services.worker.worker.give", counted)
     async with swarm(doubled(3), rows=8) as here:
         answers = []
 
@@ -161,6 +179,7 @@ async def test_many_sessions_are_handed_over_together(autojump_clock: trio.abc.C
         assert len(answers) > 2
         assert all(sum(recovery.replayed for recovery in answer.recoveries) == 0 for answer in answers)
         assert all(answer.recoveries for answer in answers)
+        assert under_way["at most"] == HANDOVERS_AT_ONCE
         await here.check_nothing_is_left()
 
 

@@ -40,6 +40,8 @@ ENDING_S = 0.1
 REPLICAS_MAX = 3
 """So many are asked to take over a session, and again after a pause."""
 ASK_AGAIN_S = 0.25
+HANDOVERS_AT_ONCE = 2
+"""The others run on. All at once, each would wait at its end, when no step runs, for the copies of the others."""
 
 Replicas = Callable[[int], Sequence[Hop]]
 """Nodes with the same span that have room for a session of so many positions, the best one first."""
@@ -92,10 +94,11 @@ class Worker:
         self._draining = True
         self._patience.deadline = trio.current_time() + deadline_s
         with self._patience:
+            lanes = trio.CapacityLimiter(HANDOVERS_AT_ONCE)
             async with trio.open_nursery() as givers:
                 for session in self._sessions.values():
                     if not session.seat.machine.opening.relayed:  # those have one route
-                        givers.start_soon(self._hand_over, session, replicas)
+                        givers.start_soon(self._hand_over, session, replicas, lanes)
                 await self._wait_idle()
                 givers.cancel_scope.cancel()
         for session in list(self._sessions.values()):
@@ -108,12 +111,13 @@ class Worker:
         """Drain for no longer than this from now on."""
         self._patience.deadline = min(self._patience.deadline, trio.current_time() + deadline_s)
 
-    async def _hand_over(self, session: Session, replicas: Replicas) -> None:
+    async def _hand_over(self, session: Session, replicas: Replicas, lanes: trio.CapacityLimiter) -> None:
         """Offer a session to replicas, again and again; whoever waits for it to be over cancels this."""
         while True:
-            for to in replicas(session.seat.machine.context_max)[:REPLICAS_MAX]:
-                if not session.seat.ended:
-                    await self._offer(session, to)
+            async with lanes:
+                for to in replicas(session.seat.machine.context_max)[:REPLICAS_MAX]:
+                    if not session.seat.ended:
+                        await self._offer(session, to)
             await trio.sleep(ASK_AGAIN_S)
 
     async def _offer(self, session: Session, to: Hop) -> None:
