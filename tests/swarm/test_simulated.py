@@ -225,6 +225,11 @@ def test_more_storms_change_no_answer(seed: int) -> None:
     weather(seed)
 
 
+def test_a_session_that_ends_while_its_row_is_copied_out_ends_no_node() -> None:
+    """The copy waited for its turn in the lane behind the step of another session; the row was given back before it."""
+    weather(40115)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [secrets.randbelow(2**31) for _ in range(20)], ids=lambda seed: "fresh")
 def test_a_storm_that_nobody_has_seen_changes_no_answer(seed: int) -> None:

@@ -11,6 +11,7 @@ from typing import assert_never
 import msgspec
 import trio
 
+from p2pgrid.engine.stage import KvBlock
 from p2pgrid.errors import Overloaded, PeerMisbehaved, PeerUnavailable
 from p2pgrid.ids import PeerId
 from p2pgrid.net.exchange import Conversation
@@ -95,17 +96,20 @@ class _Giver:
         self._check()
 
     async def _send_what_changed(self) -> None:
-        machine, stage = self._machine, self._here.stage
+        machine = self._machine
         at, end = machine.changed_from, machine.length
         machine.changed_from = end
         # A draft that was taken back makes the row shorter meanwhile; then that changed too, and comes next.
         while at < (stop := min(at + self._piece_positions, end, machine.length)):
             tokens = machine.tokens[at:stop]
-            block = await self._here.executor.run(partial(stage.save, self._session.seat.row, at, stop))
-            self._check()  # or it may have been somebody else's row by now
-            kv = block.tobytes()
+            kv = (await self._here.executor.run(partial(self._saved, at, stop))).tobytes()
             await self._replica.send(KvRows(at, pack_ints(tokens), kv, hashlib.sha256(kv).digest()))
             at = stop
+
+    def _saved(self, start: int, stop: int) -> KvBlock:
+        """In the executor's lane: there a row is given back only behind this, if its session lives now."""
+        self._check()
+        return self._here.stage.save(self._session.seat.row, start, stop)
 
     def _check(self) -> None:
         if self._session.seat.ended or self._session.latest.epoch != self._epoch:
