@@ -16,8 +16,8 @@ from p2pgrid.wire.messages import Hop, Scores, Token
 
 log = structlog.get_logger()
 
-ATTEMPTS_MAX = 8
-"""Routes that are tried without an answer in between."""
+ATTEMPTS_MAX = 20
+"""Routes that are tried without an answer in between: of many nodes that hang at once, one that works may come late."""
 PAUSE_S = 0.1
 """Before a peer that failed is asked again because nobody else is left; twice as long each time."""
 DIAL_S_MAX = 1.0
