@@ -206,9 +206,12 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    """Prompts are no web pages: jinja's own filter would write `<` and letters with accents as numbers."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    """Prompts are no web pages: jinja's own filter would write `<` and letters with accents as numbers.
+
+    Chat templates are written for transformers, whose filter takes json's own options as well.
+    """
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 def _texts(value: Any) -> Iterator[str]:

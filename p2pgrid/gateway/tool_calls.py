@@ -33,11 +33,11 @@ class CallReader:
     """
 
     def __init__(self, *, called: bool = False) -> None:
-        """With `called` the answer begins behind an opening tag that it does not have."""
+        """With `called` the answer is one call, without tags: none is looked for, as they may be in its arguments."""
+        self._called = called
         self._held = ""
         """Not yet read: maybe the beginning of a tag, or of a call."""
-        self._opened = "" if called else OPEN
-        self._inside = called
+        self._inside = False
         self._space = ""
         """White space behind some text, until it is known what follows."""
         self._behind_call = False
@@ -45,10 +45,12 @@ class CallReader:
     def push(self, text: str) -> list[str | ToolCall]:
         """What `text` makes certain."""
         self._held += text
-        return self._read(last=False)
+        return [] if self._called else self._read(last=False)
 
     def finish(self) -> list[str | ToolCall]:
         """What was kept back, once no more text will come. The last call needs no closing tag."""
+        if self._called:
+            return [_call_of(self._held) or self._held]
         found = self._read(last=True)
         return [*found, self._space] if self._space else found
 
@@ -66,8 +68,8 @@ class CallReader:
             elif not tag and not last:
                 return found
             else:
-                found += self._called(before, tag)
-                self._held, self._inside, self._opened = rest, False, OPEN
+                found += self._between_tags(before, tag)
+                self._held, self._inside = rest, False
 
     def _said(self, text: str) -> list[str | ToolCall]:
         text = self._space + text
@@ -78,9 +80,9 @@ class CallReader:
         self._behind_call = self._behind_call and not shown
         return [shown] if shown else []
 
-    def _called(self, between: str, closed: str) -> list[str | ToolCall]:
+    def _between_tags(self, between: str, closed: str) -> list[str | ToolCall]:
         if (call := _call_of(between)) is None:
-            return self._said(self._opened + between + closed)
+            return self._said(OPEN + between + closed)
         self._space, self._behind_call = "", True
         return [call]
 

@@ -177,6 +177,16 @@ def test_a_bad_template_is_one_clear_line(template: str, told: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_templates_may_write_json_with_the_options_that_transformers_takes() -> None:
+    def shown(template: str) -> str:
+        tokenizer = Tokenizer(msgspec.structs.replace(DATA, chat_template=template))
+        return tokenizer.decode(tokenizer.chat([{"role": "user", "content": "x"}]))
+
+    assert shown('{{ {"b": "<é", "a": 1} | tojson(indent=none, separators=(",", ":"), sort_keys=true) }}') == (
+        '{"a":1,"b":"<é"}'
+    )
+
+
 @pytest.mark.parametrize("messages", [[], [{"role": "user"}], [{"role": "user", "content": 7}]])
 def test_messages_that_are_none_are_refused(messages: list[Any]) -> None:
     with pytest.raises(BadInput):

@@ -44,8 +44,10 @@ def test_calls_are_told_from_the_text_around_them(text: str, found: list[str | T
     assert read(text) == found
 
 
-def test_an_answer_may_begin_behind_the_tag() -> None:
+def test_an_answer_may_be_a_call_whatever_its_arguments_say() -> None:
     assert read(WEATHER, called=True) == [CALL]
+    tags = f'{{"text": "{OPEN} and {CLOSE}"}}'
+    assert read(f'{{"name": "note", "arguments": {tags}}}', called=True) == [ToolCall("note", tags)]
     assert read(WEATHER[:20], called=True) == [WEATHER[:20]], "cut off, it is what the model said"
 
 
