@@ -120,8 +120,8 @@ class StageLoop:
     async def not_stuck(self) -> None:
         """Return at once, but for a batch that has taken so long that it may never end: then once it is over.
 
-        Where a step never ends nobody's ever begins. Not each batch is waited for: a hand-over under load would take
-        half as long again.
+        Where a step never ends nobody's ever begins. Not each batch is waited for: an answer that is being recovered
+        or handed over would wait for other sessions' steps.
         """
         if self._busy_since_s is not None and trio.current_time() - self._busy_since_s >= STUCK_S:
             await self._idle.wait()
