@@ -82,7 +82,7 @@ async def test_requests_beyond_a_keys_rate_are_told_when_to_come_again(tmp_path:
 async def test_tokens_of_prompts_and_answers_count_for_the_day(tmp_path: Path, autojump_clock: object) -> None:
     store = KeyStore(tmp_path)
     header = made(store, "completions", tokens_per_day=20)
-    document = {"model": "toy", "prompt": "hello", "max_tokens": 6}
+    document = {"model": "toy", "prompt": "hello", "max_tokens": 6, "temperature": 0}
     access = Access(lambda: now_s, store)
     now_s = wall()
     async with door(access=access) as here:
