@@ -20,6 +20,9 @@ Bytes = npt.NDArray[np.uint8]
 BLOCK = 32
 """Weights of one row that share a scale."""
 
+FOUR_BITS = frozenset({"Q4_0", "Q4_1"})
+"""GGML types whose codes keep their 4 bits; all other blocks get 8."""
+
 _NIBBLES_PER_BYTE = 2
 _ROWS_AT_ONCE_BYTES = 4 * 1024 * 1024
 

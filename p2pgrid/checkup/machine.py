@@ -15,7 +15,7 @@ import psutil
 from p2pgrid import __version__
 from p2pgrid.checkup.finding import Finding
 from p2pgrid.core.placement import layers_that_fit
-from p2pgrid.engine.kernels import rows_agree
+from p2pgrid.engine.kernels import rows_that_agree
 from p2pgrid.errors import LocalFault
 from p2pgrid.node.wiring import MEMORY_SHARE
 from p2pgrid.settings import StageSettings
@@ -63,10 +63,10 @@ def _pinned(library: str) -> str | None:
     return next((match[1] for match in found if match), None)
 
 
-def processor(flags: frozenset[str], cores: int, four_bits_agree: bool) -> Finding:
+def processor(flags: frozenset[str], cores: int, four_bits: int) -> Finding:
     """What the instruction set means: how fast, and with which machines the answers agree to the last bit.
 
-    `flags` are the kernel's names of features; `four_bits_agree`: see `engine.kernels.rows_agree`.
+    `flags` are the kernel's names of features; `four_bits`: see `engine.kernels.rows_that_agree`.
     """
     features = ", ".join(name for flag, name in FLAGS.items() if flag in flags)
     which = f"{cores} cores, {features or 'no vector instructions that are known here'}"
@@ -78,7 +78,9 @@ def processor(flags: frozenset[str], cores: int, four_bits_agree: bool) -> Findi
         kind = "with AVX-512" if "avx512f" in flags else "with AVX2 and no AVX-512"
     else:
         kind = f"of kind {platform.machine()}"
-    codes = "4-bit codes as they are" if four_bits_agree else "4-bit codes kept in 8 bits"
+    codes = ("4-bit codes kept in 8 bits", "4-bit codes as they are", "4-bit codes, a row alone computed twice")[
+        four_bits
+    ]
     same = f"answers are the same, bit for bit, on machines {kind}; near ties may fall otherwise on others"
     return Finding("processor", "ok", f"{which}: {same}; {codes}")
 
@@ -88,7 +90,7 @@ def own_processor() -> Finding:
     text = CPUINFO.read_text(errors="replace") if CPUINFO.exists() else ""
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     flags = frozenset(found[1].split()) if found else frozenset()
-    return processor(flags, len(os.sched_getaffinity(0)), rows_agree(4))
+    return processor(flags, len(os.sched_getaffinity(0)), rows_that_agree(4))
 
 
 def memory(available_bytes: int, holds: str = "") -> Finding:

@@ -7,7 +7,9 @@ Inputs, for `b` rows (more than one only with `n` = 1): `tokens` int64 `[b, n]` 
 `last_index` int32 `[b]`, the index of each row's last position; `length` int32, positions of the longest row after
 this step; for each layer `past_k_N` and `past_v_N` float32 `[b, kv_heads, context_max, head_dim]`, which the caller
 binds to the same memory as `present_k_N`, `present_v_N`; at the last stage `first_wanted` int64 `[1]`, the first of
-the step's positions whose logits are wanted.
+the step's positions whose logits are wanted. Where a row alone is added up in another order (docs/decisions/0022), also
+`computed` int64 `[c]`, the rows that the matrices see: all `b`, and one of them twice where it would be alone; and
+`kept` int64 `[b]`, which of those go on: 0, 1, ….
 Output: `output` float32, `[b, n, hidden]` or `[b, wanted, vocab]`.
 """
 
@@ -20,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from p2pgrid.checkpoints.blocks import BLOCK, Blocks, Matrix, stack
+from p2pgrid.checkpoints.blocks import BLOCK, FOUR_BITS, Blocks, Matrix, stack
 from p2pgrid.checkpoints.gguf_import import ROPE_FACTORS
 from p2pgrid.checkpoints.weights import SpanWeights
-from p2pgrid.engine.kernels import IR_VERSION, MS, OPSET, rows_agree
+from p2pgrid.engine.kernels import IR_VERSION, MS, OPSET, rows_that_agree
 from p2pgrid.errors import LocalFault
 from p2pgrid.wire.manifest import Manifest
 from p2pgrid.wire.tensors import Floats
@@ -80,11 +82,16 @@ class _Builder:
         self._initializers: dict[str, TensorProto] = {}
         self._arrays = arrays
         self._sums: dict[str, str] = {}
+        has_four_bits = any(entry.kind in FOUR_BITS for entry in weights.manifest.tensors)
+        self._paired = has_four_bits and rows_that_agree(4) == 2
 
     def build(self) -> ModelProto:
         manifest, span = self._manifest, self._weights.span
         self._input("last_index", TensorProto.INT32, ["b"])
         self._input("length", TensorProto.INT32, [])
+        if self._paired:
+            self._input("computed", TensorProto.INT64, ["c"])
+            self._input("kept", TensorProto.INT64, ["b"])
         hidden, residual = self._embedding() if self._weights.first else self._hidden()
         for layer in range(span.start, span.stop):
             hidden, residual = self._layer(layer, self._weights.layer(layer), hidden, residual)
@@ -92,7 +99,7 @@ class _Builder:
             self._head(hidden, residual)
             self._output("output", ["b", "wanted", manifest.vocab])
         else:
-            self._node("Add", [hidden, residual], "output")
+            self._node("Add", [self._kept(hidden), self._kept(residual)], "output")
             self._output("output", ["b", "n", manifest.hidden])
         return self._model()
 
@@ -100,21 +107,23 @@ class _Builder:
 
     def _embedding(self) -> tuple[str, str]:
         self._input("tokens", TensorProto.INT64, ["b", "n"])
+        tokens = self._computed("tokens")
         table = self._weights.embedding()
         if isinstance(table, Blocks) and table.bits == 8:
-            inputs = [self._array("embed.codes", table.codes.reshape(table.shape)), "tokens"]
+            inputs = [self._array("embed.codes", table.codes.reshape(table.shape)), tokens]
             inputs.append(self._array("embed.scales", table.scales))
             if table.zeros is not None:
                 inputs.append(self._array("embed.zeros", table.zeros))
             attributes = {"bits": 8, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
             return self._node("GatherBlockQuantized", inputs, "embedded", MS, **attributes), ""
         floats = table.dequantize() if isinstance(table, Blocks) else table
-        return self._node("Gather", [self._array("embed", floats), "tokens"], "embedded"), ""
+        return self._node("Gather", [self._array("embed", floats), tokens], "embedded"), ""
 
     def _hidden(self) -> tuple[str, str]:
         """A skip of zeros, so that the first norm runs in the same kernel, to the same bits, as in mid-graph."""
         self._input("hidden", TensorProto.FLOAT, ["b", "n", self._manifest.hidden])
-        return "hidden", self._node("Sub", ["hidden", "hidden"], "zeros")
+        hidden = self._computed("hidden")
+        return hidden, self._node("Sub", [hidden, hidden], "zeros")
 
     def _layer(self, layer: int, tensors: Mapping[str, Matrix], hidden: str, residual: str) -> tuple[str, str]:
         def tensor(name: str) -> Matrix:
@@ -157,7 +166,7 @@ class _Builder:
         self._nodes.append(
             helper.make_node(
                 "GroupQueryAttention",
-                [qkv, "", "", f"past_k_{layer}", f"past_v_{layer}", "last_index", "length", *rope],
+                [self._kept(qkv), "", "", f"past_k_{layer}", f"past_v_{layer}", "last_index", "length", *rope],
                 [f"l{layer}.attended", f"present_k_{layer}", f"present_v_{layer}"],
                 domain=MS,
                 num_heads=manifest.heads,
@@ -165,7 +174,7 @@ class _Builder:
                 do_rotary=1,
             )
         )
-        return f"l{layer}.attended"
+        return self._computed(f"l{layer}.attended")
 
     def _head(self, hidden: str, residual: str) -> None:
         """The last norm and the logits, of the wanted positions alone: a head is as large as ten layers."""
@@ -173,7 +182,11 @@ class _Builder:
         norm, matrix = self._weights.head()
         last, skipped = self._trailing(hidden, "wanted.x"), self._trailing(residual, "wanted.residual")
         normed, _ = self._norm(last, skipped, norm, "output_norm")
-        self._linear(normed, [matrix], "output")
+        if self._paired and isinstance(matrix, Blocks) and matrix.bits == 4:
+            logits = self._linear(normed, [matrix], "output.computed")
+            self._node("Gather", [logits, "kept"], "output")
+        else:
+            self._linear(self._kept(normed), [matrix], "output")
 
     def _trailing(self, x: str, out: str) -> str:
         end = self._small("end", np.array([np.iinfo(np.int64).max], np.int64))
@@ -194,6 +207,14 @@ class _Builder:
         self._nodes.append(helper.make_node(node, [x, residual, *inputs], outputs, domain=MS, epsilon=epsilon))
         return out, f"{out}.sum"
 
+    def _computed(self, x: str) -> str:
+        """`x` `[b, …]` with as many rows as the matrices need."""
+        return self._node("Gather", [x, "computed"], f"{x}.computed") if self._paired else x
+
+    def _kept(self, x: str) -> str:
+        """Of `x` `[c, …]` the `b` rows that were asked for."""
+        return self._node("Gather", [x, "kept"], f"{x}.kept") if self._paired else x
+
     # ── matrices ─────────────────────────────────────────────────────────────────────────────────────────
 
     def _linear(self, x: str, parts: Sequence[Matrix], out: str) -> str:
@@ -208,8 +229,8 @@ class _Builder:
         return self._node("Concat", pieces, out, axis=-1)
 
     def _blocks(self, x: str, matrix: Blocks, out: str) -> str:
-        if not rows_agree(matrix.bits):
-            matrix = matrix.widened()  # as quick on such machines, for more memory; see docs/decisions/0022
+        if not rows_that_agree(matrix.bits):
+            matrix = matrix.widened()  # the same weights, for more memory; see docs/decisions/0022
         outputs, inputs = matrix.shape
         operands = [x, self._array(f"{out}.codes", matrix.codes), self._array(f"{out}.scales", matrix.scales)]
         if matrix.zeros is not None:

@@ -12,14 +12,15 @@ from p2pgrid.wire.tensors import Floats
 MS = "com.microsoft"
 OPSET = 21
 IR_VERSION = 10
-_INPUTS, _OUTPUTS, _ROWS = 8 * BLOCK, 128, 3
+_INPUTS, _OUTPUTS, _ROWS = 8 * BLOCK, 128, 6
 
 
 @cache
-def rows_agree(bits: int) -> bool:
-    """Whether a row alone gives the same bits as among others when a matrix has codes of `bits` (4 or 8).
+def rows_that_agree(bits: int) -> int:
+    """The fewest rows (1 or 2) from which on each comes out the same among any others; 0 when it never does.
 
-    The 4-bit kernel for machines without AVX-512 adds up a single row in another order (onnxruntime 1.32).
+    For codes of `bits` (4 or 8). The 4-bit kernel for processors with AVX2 and no AVX-512 adds up a row alone in
+    another order than among others (onnxruntime 1.32).
     """
     rng = np.random.default_rng(bits)
     codes = rng.integers(0, 256, (_OUTPUTS, _INPUTS // BLOCK, 4 * bits), dtype=np.uint8)
@@ -27,7 +28,14 @@ def rows_agree(bits: int) -> bool:
     session = _product(Blocks(bits, codes, scales))
     x = rng.standard_normal((_ROWS, _INPUTS), dtype=np.float32)
     together = _run(session, x)
-    return all(np.array_equal(_run(session, x[i : i + 1])[0], together[i]) for i in range(_ROWS))
+
+    def agree(rows: int) -> bool:
+        starts = range(_ROWS - rows + 1)
+        return all(np.array_equal(_run(session, x[i : i + rows]), together[i : i + rows]) for i in starts)
+
+    if not all(agree(rows) for rows in range(2, _ROWS)):
+        return 0
+    return 1 if agree(1) else 2
 
 
 def _product(matrix: Blocks) -> onnxruntime.InferenceSession:

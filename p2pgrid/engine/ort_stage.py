@@ -113,20 +113,24 @@ class OrtStage:
         self._session: onnxruntime.InferenceSession | None = session
         self._slabs = slabs
         self._since_prefill = QUIET_STEPS
-        self._bindings: OrderedDict[tuple[int, int], onnxruntime.IOBinding] = OrderedDict()
+        self._bindings: OrderedDict[tuple[int, int, bool], onnxruntime.IOBinding] = OrderedDict()
+        self._paired = any(given.name == "kept" for given in session.get_inputs())
         # What every binding points at: written before each run, never replaced.
         self._last_index = np.zeros(slabs.rows, np.int32)
         self._length = np.zeros((), np.int32)
         self._first_wanted = np.zeros(1, np.int64)
+        self._rows = np.arange(slabs.rows, dtype=np.int64)
+        self._twice = np.zeros(2, np.int64)
 
     def step(self, row: int, position: int, tokens: Ints, hidden: Floats | None, logits: int) -> Floats:
         """See `engine.stage.Stage`."""
         session = self._opened()
         n = len(tokens)
-        unwanted = n - logits if self._last else 0
+        # One row of logits of many would be alone in the last matrix.
+        unwanted = n - (2 if n > 1 and logits == 1 else logits) if self._last else 0
         output: Floats = np.empty((n - unwanted, self.vocab if self._last else self.hidden), np.float32)
         try:
-            binding = self._binding(session, row, 1)
+            binding = self._binding(session, row, 1, alone=n == 1)
             for start, stop in _runs(n, logits):
                 self._last_index[0] = position + stop - 1
                 self._length[()] = position + stop
@@ -137,7 +141,7 @@ class OrtStage:
         except FAILURES as error:
             raise LocalFault(f"layers {self.span} failed at position {position}: {one_line(error)}") from error
         self._stepped(prefill=n > 1)
-        return output
+        return output[-logits:] if self._last and logits else output
 
     def step_rows(self, rows: Sequence[int], positions: Sequence[int], tokens: Ints, hidden: Floats | None) -> Floats:
         """See `engine.stage.Stage`. Rows that lie next to each other are computed together."""
@@ -148,7 +152,7 @@ class OrtStage:
         try:
             for run in row_runs(rows):
                 b = len(run)
-                binding = self._binding(session, rows[run[0]], b)
+                binding = self._binding(session, rows[run[0]], b, alone=b == 1)
                 # Neighbours that were asked for in their order, as almost always, need no copies.
                 at = slice(run[0], run[0] + b) if run == list(range(run[0], run[0] + b)) else run
                 self._last_index[:b] = where[at]
@@ -226,11 +230,17 @@ class OrtStage:
             binding.bind_output("output")
         session.run_with_iobinding(binding)
 
-    def _binding(self, session: onnxruntime.InferenceSession, first: int, rows: int) -> onnxruntime.IOBinding:
-        """The memory of neighbouring rows: the past is read and the present written in the same place."""
-        found = self._bindings.get((first, rows))
+    def _binding(
+        self, session: onnxruntime.InferenceSession, first: int, rows: int, *, alone: bool
+    ) -> onnxruntime.IOBinding:
+        """The memory of neighbouring rows: the past is read and the present written in the same place.
+
+        `alone`: this is a step of one position of one row.
+        """
+        key = first, rows, alone
+        found = self._bindings.get(key)
         if found is not None:
-            self._bindings.move_to_end((first, rows))
+            self._bindings.move_to_end(key)
             return found
         binding = session.io_binding()
         for index, layer in enumerate(range(self.span.start, self.span.stop)):
@@ -242,7 +252,10 @@ class OrtStage:
         binding.bind_cpu_input("length", self._length)
         if self._last:
             binding.bind_cpu_input("first_wanted", self._first_wanted)
-        self._bindings[first, rows] = binding
+        if self._paired:
+            binding.bind_cpu_input("kept", self._rows[:rows])
+            binding.bind_cpu_input("computed", self._twice if alone else self._rows[:rows])
+        self._bindings[key] = binding
         if len(self._bindings) > BINDINGS_MAX:
             self._bindings.popitem(last=False)
         return binding

@@ -91,7 +91,7 @@ def test_what_the_instruction_set_means_is_said(
     flags: set[str], verdict: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    found = machine.processor(frozenset(flags), 4, False)
+    found = machine.processor(frozenset(flags), 4, 2)
     assert (found.verdict, told in found.says) == (verdict, True)
 
 

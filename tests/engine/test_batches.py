@@ -21,6 +21,7 @@ SETTINGS = StageSettings(context_max=256, sessions_max=ROWS, threads=2)
 KINDS = {
     "Q4_1": {"*": "Q4_1", "token_embd": "Q8_0"},
     "mixed": {"*": "Q8_0", "attn_v": "F16", "ffn_up": "Q4_0", "ffn_down": "Q4_1", "attn_output": "F32"},
+    "Q4_0": {"*": "Q4_0"},
     "F32": {"*": "F32"},
 }
 
