@@ -3,15 +3,17 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 import structlog
 
 from p2pgrid.engine.graph_cache import Build, GraphCache, graph_key
 from p2pgrid.engine.kv import KvSlabs, whole_pages
 from p2pgrid.engine.ort_session import FAILURES, new_session, one_line, threads_for, trim_heap
-from p2pgrid.engine.row_runs import row_runs
+from p2pgrid.engine.row_runs import position_runs, row_runs
 from p2pgrid.engine.stage import KvBlock
 from p2pgrid.errors import LocalFault
 from p2pgrid.folders import temporary_folder
@@ -22,9 +24,9 @@ from p2pgrid.wire.tensors import Floats, Ints
 
 log = structlog.get_logger()
 
+Array = npt.NDArray[Any]
 Advance = Callable[[int, int], None]
 
-QUERY_BLOCK = 32
 QUIET_STEPS = 3
 """So many decode steps after a prefill, what the prefill took goes back to the machine: 10 to 20 MB for 1 ms. Less
 than that many come between the prefill steps of a busy stage, which needs the memory again at once."""
@@ -53,7 +55,7 @@ def open_stage(
     if span.stop > manifest.layers:
         raise LocalFault(f"the model has {manifest.layers} layers, so there is no span {span}")
     context_max = min(settings.context_max, manifest.context)
-    slab_positions = whole_pages(context_max, manifest.kv_heads, manifest.head_dim)
+    slab_positions = whole_pages(context_max + 1, manifest.kv_heads, manifest.head_dim)
     threads = threads_for(settings.threads)
 
     def build(folder: Path) -> Path:
@@ -119,6 +121,8 @@ class OrtStage:
         self._last_index = np.zeros(slabs.rows, np.int32)
         self._length = np.zeros((), np.int32)
         self._first_wanted = np.zeros(1, np.int64)
+        self._ever_filled = np.zeros(slabs.rows, np.int32)
+        """Positions of each row that may have been written since it was released: the one behind them holds nothing."""
         self._rows = np.arange(slabs.rows, dtype=np.int64)
         self._twice = np.zeros(2, np.int64)
 
@@ -129,9 +133,10 @@ class OrtStage:
         # One row of logits of many would be alone in the last matrix.
         unwanted = n - (2 if n > 1 and logits == 1 else logits) if self._last else 0
         output: Floats = np.empty((n - unwanted, self.vocab if self._last else self.hidden), np.float32)
+        self._ever_filled[row] = max(self._ever_filled[row], position + n)
         try:
             binding = self._binding(session, row, 1, alone=n == 1)
-            for start, stop in _runs(n, logits):
+            for start, stop in position_runs(n, logits):
                 self._last_index[0] = position + stop - 1
                 self._length[()] = position + stop
                 self._first_wanted[0] = min(max(unwanted, start), stop) - start
@@ -144,27 +149,52 @@ class OrtStage:
         return output[-logits:] if self._last and logits else output
 
     def step_rows(self, rows: Sequence[int], positions: Sequence[int], tokens: Ints, hidden: Floats | None) -> Floats:
-        """See `engine.stage.Stage`. Rows that lie next to each other are computed together."""
+        """See `engine.stage.Stage`. Rows that lie close to each other are computed together.
+
+        A row in a gap between them is computed with them, for nothing: its position is the one behind all that it
+        ever held, which whoever fills it next writes again before it is read.
+        """
         session = self._opened()
         output: Floats = np.empty((len(rows), self.vocab if self._last else self.hidden), np.float32)
         where = np.array(positions, np.int32)
         self._first_wanted[0] = 0
+        self._ever_filled[list(rows)] = np.maximum(self._ever_filled[list(rows)], where + 1)
         try:
             for run in row_runs(rows):
-                b = len(run)
-                binding = self._binding(session, rows[run[0]], b, alone=b == 1)
-                # Neighbours that were asked for in their order, as almost always, need no copies.
-                at = slice(run[0], run[0] + b) if run == list(range(run[0], run[0] + b)) else run
-                self._last_index[:b] = where[at]
-                self._length[()] = where[at].max() + 1
-                answer = output[at, None]
-                self._run(session, binding, tokens[at, None], None if hidden is None else hidden[at, None], answer)
-                if at is run:
-                    output[at] = answer[:, 0]
+                self._run_near(session, run, rows, where, tokens, hidden, output)
         except FAILURES as error:
             raise LocalFault(f"layers {self.span} failed at a step of {len(rows)} rows: {one_line(error)}") from error
         self._stepped(prefill=False)
         return output
+
+    def _run_near(
+        self,
+        session: onnxruntime.InferenceSession,
+        run: list[int],
+        rows: Sequence[int],
+        positions: Ints,
+        tokens: Ints,
+        hidden: Floats | None,
+        output: Floats,
+    ) -> None:
+        """The rows that the indices in `run` name, and those in the gaps between them."""
+        first, b = rows[run[0]], rows[run[-1]] - rows[run[0]] + 1
+        binding = self._binding(session, first, b, alone=b == 1)
+        if run == list(range(run[0], run[0] + b)):  # neighbours in their order, as mostly, need no copies
+            at = slice(run[0], run[0] + b)
+            self._last_index[:b] = positions[at]
+            given, states, answer = tokens[at], None if hidden is None else hidden[at], output[at]
+        else:
+            places = [rows[index] - first for index in run]
+            self._last_index[:b] = self._ever_filled[first : first + b]
+            self._last_index[places] = positions[run]
+            given = _spread(tokens, run, places, b)
+            states = None if hidden is None else _spread(hidden, run, places, b)
+            answer = np.empty((b, output.shape[1]), np.float32)
+        self._length[()] = self._last_index[:b].max() + 1
+        self._run(session, binding, given[:, None], None if states is None else states[:, None], answer[:, None])
+        if answer.base is not output:
+            output[run] = answer[places]
 
     def save(self, row: int, start: int, stop: int) -> KvBlock:
         """See `engine.stage.Stage`: `[layers, 2, kv_heads, stop - start, head_dim]` float32."""
@@ -175,6 +205,7 @@ class OrtStage:
         """See `engine.stage.Stage`."""
         self._opened()
         self._slabs.load(row, start, block)
+        self._ever_filled[row] = max(self._ever_filled[row], start + block.shape[3])
 
     def unpack(self, data: bytes, positions: int) -> KvBlock:
         """See `engine.stage.Stage`."""
@@ -184,6 +215,7 @@ class OrtStage:
         """See `engine.stage.Stage`."""
         if self._session is not None:
             self._slabs.release(row)
+            self._ever_filled[row] = 0
             if self._since_prefill < QUIET_STEPS:
                 self._since_prefill = QUIET_STEPS
                 trim_heap()
@@ -261,13 +293,8 @@ class OrtStage:
         return binding
 
 
-def _runs(n: int, logits: int) -> list[tuple[int, int]]:
-    """How a step of `n` positions is cut into runs of the graph: almost always not at all.
-
-    The attention kernel takes queries in blocks of 32, 64, … (twice the head's size); a last block of one query
-    would go through the kernel for single rows, whose last bits differ. Nor may one row of logits stand alone.
-    """
-    if n == 1 or n % QUERY_BLOCK != 1:
-        return [(0, n)]
-    cut = n - (5 if logits == 4 else 3)
-    return [(0, cut), (cut, n)]
+def _spread(values: Array, run: list[int], places: list[int], rows: int) -> Array:
+    """Of `values` those that `run` names, put at `places` among so many rows of zeros."""
+    spread = np.zeros((rows, *values.shape[1:]), values.dtype)
+    spread[places] = values[run]
+    return spread

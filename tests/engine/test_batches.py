@@ -73,6 +73,17 @@ def test_a_batch_touches_no_row_but_its_own(halves: list[OrtStage], rows: list[i
         assert np.array_equal(chain(halves, row, 20, some_tokens(26, seed=row)[20:], 6), straight)
 
 
+def test_a_full_row_between_those_of_a_batch_keeps_all_it_holds(halves: list[OrtStage]) -> None:
+    full = SETTINGS.context_max
+    for row, held in ((0, 9), (1, full), (2, 5)):
+        chain(halves, row, 0, some_tokens(held, seed=row), 0)
+    before = [stage.save(1, 0, full) for stage in halves]
+    together = batch(halves, [2, 0], [5, 9], some_tokens(2, seed=9))
+    assert all(np.array_equal(stage.save(1, 0, full), kept) for stage, kept in zip(halves, before, strict=True))
+    for i, (row, position) in enumerate([(2, 5), (0, 9)]):
+        assert np.array_equal(together[i], chain(halves, row, position, some_tokens(2, seed=9)[i : i + 1], 1)[0])
+
+
 def test_more_ranges_of_rows_than_stay_bound_are_computed_all_the_same(halves: list[OrtStage]) -> None:
     ranges = [(start, stop) for start in range(ROWS) for stop in range(start + 1, ROWS + 1)]
     assert len(ranges) > BINDINGS_MAX
