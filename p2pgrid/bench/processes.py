@@ -50,7 +50,9 @@ class Crew:
         return await self._start_node(model, "--span-max", str(span_max))
 
     async def _start_node(self, model: str, *layers: str) -> Member:
-        command = ["node", "--model", model, *layers, *LISTEN, *self._joining()]
+        # Nodes of one machine, as its owner would run them: two steps at once would wait for each other's cores.
+        turns = ["--turns", str(self._directory)]
+        command = ["node", "--model", model, *layers, *turns, *LISTEN, *self._joining()]
         member = await start_member(f"node-{len(self.members)}", command, self._directory)
         self.members.append(member)
         return member
