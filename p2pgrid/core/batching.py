@@ -101,11 +101,14 @@ class Scheduler:
         """Whatever waits for `row` does so no more."""
         self._waiting.pop(row, None)
 
-    def next(self) -> list[Waiting]:
-        """One prefill step, or up to `rows_max` steps of one position; empty when nothing waits."""
+    def next(self, *, prefill_is_due: bool = True) -> list[Waiting]:
+        """One prefill step, or up to `rows_max` steps of one position; empty when nothing waits.
+
+        Unless `prefill_is_due`, no prefill step as long as any step of one position waits.
+        """
         steps = self._waiting.values()
         prefills = [step for step in steps if step.count > 1]
-        if prefills and (self._prefill_is_due or len(prefills) == len(steps)):
+        if prefills and ((self._prefill_is_due and prefill_is_due) or len(prefills) == len(steps)):
             batch = self._prefill_turns.pick(prefills, 1)
         else:
             decodes = [step for step in steps if step.count == 1 and not step.draft]

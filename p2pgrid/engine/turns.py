@@ -1,8 +1,9 @@
 """Stages on one machine compute in turns: two at once would wait for each other's cores inside every operation.
 
-Whoever waits for its turn finds more steps to run together when it comes. docs/decisions/0017 weighs it. A turn of
-decode steps is followed by one with a prefill step, and that by one of decode steps, as long as both wait somewhere on
-the machine: prompts that are read at three stages at once would take most turns, and answers stutter.
+Whoever waits for its turn finds more steps to run together when it comes. docs/decisions/0017 weighs it. A prefill step
+is followed by a few turns of decode steps, as long as both wait somewhere on the machine or the decode steps are on
+their way from one stage to the next: prompts that are read at three stages at once would take most turns, and answers
+stutter.
 
 The turn is a lock on a file, which ends with its holder however that ends. A holder that is stopped in the middle is
 waited for `PATIENCE_S`, and then for a while no more.
@@ -11,6 +12,8 @@ waited for `PATIENCE_S`, and then for a while no more.
 import contextlib
 import fcntl
 import os
+import struct
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -27,6 +30,12 @@ DISTRUST_S = 5.0
 LOOK_S = 0.005
 """A waiter looks by itself so often, should the news of a free turn be lost."""
 STEP_ASIDE_S = 0.0005
+DECODES_MAX = 3
+"""Turns of decode steps before the next prefill step's: in so many an answer goes round the usual number of stages."""
+ON_THE_WAY_S = 0.005
+"""So soon after decode steps ran at one stage they are at the next; a prefill step that is not due waits for that."""
+_NOTE = struct.Struct("<Bd")
+"""In the file that is the turn: how many turns of decode steps there were since a prefill step, when the last ended."""
 
 
 class _Line:
@@ -82,7 +91,8 @@ class Turns:
     @asynccontextmanager
     async def take(self, kind: Kind = "decode") -> "AsyncIterator[Turn]":
         """Our turn, for as long as the context lasts, or until it ends itself."""
-        turn = Turn(self, held=await self._acquire(self._lines[kind]))
+        held = await self._acquire(kind)
+        turn = Turn(self, held=held, prefill_is_due=not held or self._decodes()[0] >= DECODES_MAX)
         try:
             yield turn
         finally:
@@ -102,19 +112,20 @@ class Turns:
         for line in self._lines.values():
             line.close()
 
-    async def _acquire(self, line: _Line) -> bool:
+    async def _acquire(self, kind: Kind) -> bool:
         """Whether the turn is ours; False when its holder seems to be stuck, and we go on beside it."""
         if self._step_aside:  # whoever waited goes first
             self._step_aside = False
             await trio.sleep(STEP_ASIDE_S)
-        if _locks(self._turn, fcntl.LOCK_EX):
+        if self._locks_for(kind):
             return True
         if trio.current_time() < self._distrust_until:
             return False
+        line = self._lines[kind]
         line.enter()
         try:
             with trio.move_on_after(PATIENCE_S):
-                while not _locks(self._turn, fcntl.LOCK_EX):
+                while not self._locks_for(kind):
                     await line.hear()
                 with trio.CancelScope(shield=True):
                     await trio.lowlevel.checkpoint()  # what the holder before us sent may be read now, and join
@@ -128,10 +139,29 @@ class Turns:
         """Whether somebody waits for our turn to end."""
         return not all(line.is_empty() for line in self._lines.values())
 
+    def _locks_for(self, kind: Kind) -> bool:
+        """Whether the turn is ours now."""
+        if not _locks(self._turn, fcntl.LOCK_EX):
+            return False
+        decodes, ended_at = self._decodes()
+        on_the_way = 0 < decodes < DECODES_MAX and time.monotonic() < ended_at + ON_THE_WAY_S
+        if kind == "prefill" and on_the_way:
+            fcntl.flock(self._turn, fcntl.LOCK_UN)
+            return False
+        return True
+
+    def _decodes(self) -> tuple[int, float]:
+        """What `_NOTE` says. Only for the holder of the turn."""
+        note = os.pread(self._turn, _NOTE.size, 0)
+        return _NOTE.unpack(note) if len(note) == _NOTE.size else (0, 0.0)
+
     def release(self, kind: Kind) -> None:
-        """Of `Turn`: let the next one begin, with work of the other kind if anybody has such."""
-        by_turn = [line for other, line in self._lines.items() if other != kind] + [self._lines[kind]]
-        following = next((line for line in by_turn if not line.is_empty()), None)
+        """Of `Turn`: let the next one begin, with the kind of work that is due if anybody has such."""
+        decodes = 0 if kind == "prefill" else min(self._decodes()[0] + 1, DECODES_MAX)
+        os.pwrite(self._turn, _NOTE.pack(decodes, time.monotonic()), 0)
+        due: Kind = "decode" if decodes < DECODES_MAX else "prefill"
+        by_turn = sorted(self._lines.items(), key=lambda item: item[0] != due)
+        following = next((line for _, line in by_turn if not line.is_empty()), None)
         self._step_aside = following is not None
         fcntl.flock(self._turn, fcntl.LOCK_UN)
         if following is not None:
@@ -141,7 +171,9 @@ class Turns:
 class Turn:
     """A turn to compute, unless it is not `held`: then nobody waits for it."""
 
-    def __init__(self, turns: Turns | None, *, held: bool) -> None:
+    def __init__(self, turns: Turns | None, *, held: bool, prefill_is_due: bool = True) -> None:
+        """`prefill_is_due`: the machine's answers have gone on since the last prefill step."""
+        self.prefill_is_due = prefill_is_due
         self._turns = turns
         self._kind: Kind = "decode"
         self.held = held

@@ -169,6 +169,20 @@ def test_asking_when_nothing_waits_gives_no_turn_away() -> None:
     assert scheduler.next() == [Waiting(1, "bob", 1)]
 
 
+def test_a_prefill_step_that_is_not_due_runs_only_when_nothing_else_waits() -> None:
+    scheduler = Scheduler(ROWS_MAX)
+    prompt, answer = Waiting(0, "ann", 128), Waiting(1, "bob", 1)
+    scheduler.add(prompt)
+    for _ in range(3):
+        scheduler.add(answer)
+        assert scheduler.next(prefill_is_due=False) == [answer]
+    scheduler.add(answer)
+    assert scheduler.next(prefill_is_due=True) == [prompt]
+    assert scheduler.next() == [answer]
+    scheduler.add(prompt)
+    assert scheduler.next(prefill_is_due=False) == [prompt]
+
+
 def test_what_is_remembered_of_clients_is_bounded() -> None:
     turns = _Turns()
     for client in range(CLIENTS_MAX + 50):

@@ -115,8 +115,8 @@ async def test_a_turn_is_taken_at_once_only_when_nobody_else_has_it_or_waits_for
     other.close()
 
 
-async def test_decode_steps_and_prefill_steps_have_every_other_turn(tmp_path: Path) -> None:
-    """While both wait: here four prompts, and before the last of them is read two answers have had four turns."""
+async def test_a_few_turns_of_decode_steps_follow_one_of_a_prefill_step(tmp_path: Path) -> None:
+    """While both wait: here four prompts, and before the last of them is read two answers have had about nine turns."""
     order: list[Kind] = []
 
     async def compute(kind: Kind, times: int) -> None:
@@ -138,8 +138,43 @@ async def test_decode_steps_and_prefill_steps_have_every_other_turn(tmp_path: Pa
             await trio.sleep(0.01)
             held.computed("prefill")
     last = len(order) - 1 - order[::-1].index("prefill")
-    assert order[:last].count("decode") >= 3, order
-    assert order[: 2 * order[:last].count("prefill") + 2].count("prefill") >= 3, order
+    assert order[:last].count("decode") >= 2 * turns.DECODES_MAX, order
+    assert order[: 2 * (turns.DECODES_MAX + 1)].count("prefill") >= 1, order
+
+
+async def test_a_prefill_step_waits_for_decode_steps_on_their_way_between_two_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One answer goes round three stages; the prompt that waits all the time comes after the third."""
+    monkeypatch.setattr(turns, "ON_THE_WAY_S", 60.0)
+    monkeypatch.setattr(turns, "PATIENCE_S", 60.0)
+    order: list[tuple[Kind, bool]] = []
+
+    async def compute(own: Turns, kind: Kind) -> None:
+        async with own.take(kind) as turn:
+            order.append((kind, turn.prefill_is_due))
+            turn.computed(kind)
+
+    with closing(Turns(tmp_path)) as answers, closing(Turns(tmp_path)) as prompts, trio.fail_after(30):
+        held = answers.try_take()
+        assert held is not None
+        async with trio.open_nursery() as tasks:
+            tasks.start_soon(compute, prompts, "prefill")
+            await trio.sleep(0.01)
+            held.computed("decode")
+            held.end()
+            for _ in range(2):
+                await trio.sleep(2 * turns.LOOK_S)
+                await compute(answers, "decode")
+    assert order == [("decode", False), ("decode", False), ("prefill", True)]
+
+
+async def test_a_prefill_step_does_not_wait_for_decode_steps_that_do_not_come(tmp_path: Path) -> None:
+    with closing(Turns(tmp_path)) as answers, closing(Turns(tmp_path)) as prompts, trio.fail_after(30):
+        async with answers.take("decode") as turn:
+            turn.computed("decode")
+        async with prompts.take("prefill"):
+            assert answers.try_take() is None
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:

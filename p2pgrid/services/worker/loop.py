@@ -107,7 +107,7 @@ class StageLoop:
             try:
                 # What comes while we wait for our turn joins the batch.
                 async with self._runner.executor.turn(self._scheduler.kind) as turn:
-                    if batch := self._next_batch():
+                    if batch := self._next_batch(turn):
                         outcome = await self._runner.run(batch)
                         self._finish(batch, outcome, turn)
             finally:
@@ -136,7 +136,7 @@ class StageLoop:
         turn = self._runner.turn_at_once(rows) if rows else None
         if turn is not None:
             try:
-                if batch := self._next_batch():
+                if batch := self._next_batch(turn):
                     self._finish(batch, self._runner.run_here(batch), turn)
             finally:
                 turn.end()
@@ -193,8 +193,9 @@ class StageLoop:
             )
             seat.steps.append(Queued(step, _nothing))
 
-    def _next_batch(self) -> list[Ready]:
-        return [ready for waiting in self._scheduler.next() if (ready := self._check(waiting)) is not None]
+    def _next_batch(self, turn: Turn) -> list[Ready]:
+        picked = self._scheduler.next(prefill_is_due=turn.prefill_is_due)
+        return [ready for waiting in picked if (ready := self._check(waiting)) is not None]
 
     def _check(self, waiting: Waiting) -> Ready | None:
         """The seat's first step, if it is to be run; otherwise what is to be done about it is done."""
