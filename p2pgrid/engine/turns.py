@@ -11,13 +11,14 @@ waited for `PATIENCE_S`, and then for a while no more.
 
 import contextlib
 import fcntl
+import math
 import os
 import struct
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import trio
 
@@ -31,11 +32,37 @@ LOOK_S = 0.005
 """A waiter looks by itself so often, should the news of a free turn be lost."""
 STEP_ASIDE_S = 0.0005
 DECODES_MAX = 3
-"""Turns of decode steps before the next prefill step's: in so many an answer goes round the usual number of stages."""
+"""Turns of decode steps before the next prefill step's: in so many an answer goes round the usual number of stages.
+Fewer, once they took as long as the last prefill step did: nobody's prompt waits for many answers."""
 ON_THE_WAY_S = 0.005
 """So soon after decode steps ran at one stage they are at the next; a prefill step that is not due waits for that."""
-_NOTE = struct.Struct("<Bd")
-"""In the file that is the turn: how many turns of decode steps there were since a prefill step, when the last ended."""
+
+
+class _Record(NamedTuple):
+    """What was computed lately on this machine. It lies in the file that is the turn."""
+
+    decodes: int = 0
+    """Turns of decode steps since the last prefill step."""
+    owed_s: float = 0.0
+    """How much longer that took than they did."""
+    ended_at: float = -math.inf
+    """When the last turn ended, by the machine's monotonic clock."""
+
+    @property
+    def prefill_is_due(self) -> bool:
+        return self.decodes >= DECODES_MAX or self.owed_s <= 0
+
+    def expects_decodes(self, now: float) -> bool:
+        return self.decodes > 0 and not self.prefill_is_due and now < self.ended_at + ON_THE_WAY_S
+
+    def after(self, kind: Kind, took_s: float, now: float) -> "_Record":
+        if kind == "prefill":
+            return _Record(0, took_s, now)
+        return _Record(min(self.decodes + 1, DECODES_MAX), self.owed_s - took_s, now)
+
+
+_PACKED = struct.Struct("<Bdd")
+"""A `_Record`."""
 
 
 class _Line:
@@ -92,7 +119,7 @@ class Turns:
     async def take(self, kind: Kind = "decode") -> "AsyncIterator[Turn]":
         """Our turn, for as long as the context lasts, or until it ends itself."""
         held = await self._acquire(kind)
-        turn = Turn(self, held=held, prefill_is_due=not held or self._decodes()[0] >= DECODES_MAX)
+        turn = Turn(self, held=held, prefill_is_due=not held or self._record().prefill_is_due)
         try:
             yield turn
         finally:
@@ -143,23 +170,21 @@ class Turns:
         """Whether the turn is ours now."""
         if not _locks(self._turn, fcntl.LOCK_EX):
             return False
-        decodes, ended_at = self._decodes()
-        on_the_way = 0 < decodes < DECODES_MAX and time.monotonic() < ended_at + ON_THE_WAY_S
-        if kind == "prefill" and on_the_way:
+        if kind == "prefill" and self._record().expects_decodes(time.monotonic()):
             fcntl.flock(self._turn, fcntl.LOCK_UN)
             return False
         return True
 
-    def _decodes(self) -> tuple[int, float]:
-        """What `_NOTE` says. Only for the holder of the turn."""
-        note = os.pread(self._turn, _NOTE.size, 0)
-        return _NOTE.unpack(note) if len(note) == _NOTE.size else (0, 0.0)
+    def _record(self) -> "_Record":
+        """Only for the holder of the turn."""
+        packed = os.pread(self._turn, _PACKED.size, 0)
+        return _Record(*_PACKED.unpack(packed)) if len(packed) == _PACKED.size else _Record()
 
-    def release(self, kind: Kind) -> None:
+    def release(self, kind: Kind, took_s: float) -> None:
         """Of `Turn`: let the next one begin, with the kind of work that is due if anybody has such."""
-        decodes = 0 if kind == "prefill" else min(self._decodes()[0] + 1, DECODES_MAX)
-        os.pwrite(self._turn, _NOTE.pack(decodes, time.monotonic()), 0)
-        due: Kind = "decode" if decodes < DECODES_MAX else "prefill"
+        record = self._record().after(kind, took_s, time.monotonic())
+        os.pwrite(self._turn, _PACKED.pack(*record), 0)
+        due: Kind = "prefill" if record.prefill_is_due else "decode"
         by_turn = sorted(self._lines.items(), key=lambda item: item[0] != due)
         following = next((line for _, line in by_turn if not line.is_empty()), None)
         self._step_aside = following is not None
@@ -174,6 +199,7 @@ class Turn:
     def __init__(self, turns: Turns | None, *, held: bool, prefill_is_due: bool = True) -> None:
         """`prefill_is_due`: the machine's answers have gone on since the last prefill step."""
         self.prefill_is_due = prefill_is_due
+        self._began_at = time.monotonic()
         self._turns = turns
         self._kind: Kind = "decode"
         self.held = held
@@ -189,7 +215,7 @@ class Turn:
     def end(self) -> None:
         """Idempotent."""
         if self.held and self._turns is not None:
-            self._turns.release(self._kind)
+            self._turns.release(self._kind, time.monotonic() - self._began_at)
         self.held = False
 
 

@@ -5,11 +5,13 @@ import random
 import signal
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from p2pgrid.core.batching import Kind
 from p2pgrid.engine import turns
@@ -123,7 +125,7 @@ async def test_a_few_turns_of_decode_steps_follow_one_of_a_prefill_step(tmp_path
         with closing(Turns(tmp_path)) as own:
             for _ in range(times):
                 async with own.take(kind) as turn:
-                    await trio.sleep(0.002)
+                    await trio.sleep(0.02 if kind == "prefill" else 0.002)
                     order.append(kind)
                     turn.computed(kind)
 
@@ -155,18 +157,31 @@ async def test_a_prefill_step_waits_for_decode_steps_on_their_way_between_two_st
             order.append((kind, turn.prefill_is_due))
             turn.computed(kind)
 
-    with closing(Turns(tmp_path)) as answers, closing(Turns(tmp_path)) as prompts, trio.fail_after(30):
-        held = answers.try_take()
+    with ExitStack() as stack, trio.fail_after(30):
+        first, answers, prompts = (stack.enter_context(closing(Turns(tmp_path))) for _ in range(3))
+        held = first.try_take()
         assert held is not None
         async with trio.open_nursery() as tasks:
             tasks.start_soon(compute, prompts, "prefill")
-            await trio.sleep(0.01)
-            held.computed("decode")
-            held.end()
-            for _ in range(2):
+            tasks.start_soon(compute, answers, "decode")
+            await trio.sleep(0.5)  # much longer than the turns of decode steps that follow
+            held.computed("prefill")
+            while len(order) < turns.DECODES_MAX:
                 await trio.sleep(2 * turns.LOOK_S)
                 await compute(answers, "decode")
-    assert order == [("decode", False), ("decode", False), ("prefill", True)]
+    assert order == [("decode", False)] * turns.DECODES_MAX + [("prefill", True)]
+
+
+@given(st.floats(0.001, 1), st.lists(st.floats(0.001, 1), min_size=1, max_size=9))
+def test_a_prefill_step_is_due_after_a_round_or_after_as_long_as_the_last_one_took(
+    prefill_s: float, decodes_s: list[float]
+) -> None:
+    record = turns._Record().after("prefill", prefill_s, 0.0)
+    for at, took_s in enumerate(decodes_s):
+        waits = at < turns.DECODES_MAX and sum(decodes_s[:at]) < prefill_s - 1e-9
+        if waits or at >= turns.DECODES_MAX:
+            assert record.prefill_is_due is not waits
+        record = record.after("decode", took_s, 0.0)
 
 
 async def test_a_prefill_step_does_not_wait_for_decode_steps_that_do_not_come(tmp_path: Path) -> None:
