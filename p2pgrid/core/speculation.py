@@ -9,8 +9,9 @@ the stages at once.
 from collections.abc import Sequence
 
 DRAFT_MAX = 16
-MARGIN = 2.0
-"""A draft's expected saving must be so many times its computing: that is other sessions' and the owner's."""
+MARGIN = 3
+"""A draft's expected saving must be so many times its computing: that is other sessions' and the owner's. A round of
+several sessions at stages of one machine takes up to twice their computing, and drafts would only add to it."""
 MATCH_MIN = 2
 MATCH_MAX = 8
 """Tokens that an earlier place must share with the end of the text; a longer match says no more."""

@@ -272,13 +272,13 @@ def test_nothing_is_drafted_before_a_round_was_measured() -> None:
 
 
 def test_no_more_is_in_flight_than_one_round_has_steps() -> None:
-    drafter = measured([1, 2, 3] * 4, round_s=0.1, compute_s=0.03, hops=1)
+    drafter = measured([1, 2, 3] * 4, round_s=0.1, compute_s=0.02, hops=1)
     in_flight = []
     for position in range(12, 80):  # all comes true
         drafter.propose(1000)
         in_flight.append(len(drafter._flight))
         drafter.fed(position, position % 3 + 1, 0.0)
-    assert max(in_flight) == 3
+    assert max(in_flight) == 5
 
 
 def test_a_longer_chain_is_drafted_where_drafts_come_true_up_to_the_most() -> None:
