@@ -53,7 +53,8 @@ class _Record(NamedTuple):
         return self.decodes >= DECODES_MAX or self.owed_s <= 0
 
     def expects_decodes(self, now: float) -> bool:
-        return self.decodes > 0 and not self.prefill_is_due and now < self.ended_at + ON_THE_WAY_S
+        """Whether those that ran last are about to be at another stage. Before a reboot the clock was ahead."""
+        return self.decodes > 0 and self.ended_at <= now < self.ended_at + ON_THE_WAY_S
 
     def after(self, kind: Kind, took_s: float, now: float) -> "_Record":
         if kind == "prefill":
@@ -170,10 +171,15 @@ class Turns:
         """Whether the turn is ours now."""
         if not _locks(self._turn, fcntl.LOCK_EX):
             return False
-        if kind == "prefill" and self._record().expects_decodes(time.monotonic()):
+        if kind == "prefill" and self._decodes_go_first():
             fcntl.flock(self._turn, fcntl.LOCK_UN)
             return False
         return True
+
+    def _decodes_go_first(self) -> bool:
+        record = self._record()
+        here = not self._lines["decode"].is_empty()
+        return not record.prefill_is_due and (here or record.expects_decodes(time.monotonic()))
 
     def _record(self) -> "_Record":
         """Only for the holder of the turn."""
