@@ -5,7 +5,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import trio
@@ -14,6 +14,8 @@ from p2pgrid.bench.line import STALL_S, Line
 from p2pgrid.bench.profiles import Profile
 
 HOST = "127.0.0.1"
+PORTS_NOT_GIVEN_AWAY = range(10_000, 32_768)
+"""Linux takes ports for outgoing connections, and for listeners that ask for any, from 32768 on."""
 
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 _LINGER_NOT = struct.pack("ii", 1, 0)
@@ -111,15 +113,19 @@ async def open_conditioner(profile: Profile, node_port: int, rng: random.Random)
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody uses now, for processes that must be told theirs before they start."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind((HOST, 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+    """Ports of this machine that nobody uses now, for processes that must be told theirs before they start.
+
+    Not of those that the system gives away: meanwhile it could give one to somebody else's connection.
+    """
+    untold = random.SystemRandom()
+    with ExitStack() as stack:
+        found: list[int] = []
+        while len(found) < count:
+            probe = stack.enter_context(socket.socket())
+            with suppress(OSError):
+                probe.bind((HOST, untold.choice(PORTS_NOT_GIVEN_AWAY)))
+                found.append(probe.getsockname()[1])
+        return found
 
 
 class _Pump:
