@@ -180,6 +180,7 @@ class OrtStage:
         """The rows that the indices in `run` name, and those in the gaps between them."""
         first, b = rows[run[0]], rows[run[-1]] - rows[run[0]] + 1
         binding = self._binding(session, first, b, alone=b == 1)
+        places: list[int] = []
         if run == list(range(run[0], run[0] + b)):  # neighbours in their order, as mostly, need no copies
             at = slice(run[0], run[0] + b)
             self._last_index[:b] = positions[at]
@@ -193,7 +194,7 @@ class OrtStage:
             answer = np.empty((b, output.shape[1]), np.float32)
         self._length[()] = self._last_index[:b].max() + 1
         self._run(session, binding, given[:, None], None if states is None else states[:, None], answer[:, None])
-        if answer.base is not output:
+        if places:
             output[run] = answer[places]
 
     def save(self, row: int, start: int, stop: int) -> KvBlock:
@@ -269,6 +270,7 @@ class OrtStage:
 
         `alone`: this is a step of one position of one row.
         """
+        alone = alone and self._paired
         key = first, rows, alone
         found = self._bindings.get(key)
         if found is not None:

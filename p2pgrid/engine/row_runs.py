@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 GAP_MAX = 3
-"""Rows in a gap that is computed over: one more row in a run costs about a quarter of one more run."""
+"""Rows in a gap that is computed over: so few more in a run cost less than one more run of the graph."""
 
 QUERY_BLOCK = 32
 

@@ -11,18 +11,18 @@ waited for `PATIENCE_S`, and then for a while no more.
 
 import contextlib
 import fcntl
-import math
 import os
 import struct
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import trio
 
 from p2pgrid.core.batching import Kind
+from p2pgrid.core.rotation import Rotation
 from p2pgrid.errors import LocalFault
 
 PATIENCE_S = 0.5
@@ -31,39 +31,10 @@ DISTRUST_S = 5.0
 LOOK_S = 0.005
 """A waiter looks by itself so often, should the news of a free turn be lost."""
 STEP_ASIDE_S = 0.0005
-DECODES_MAX = 3
-"""Turns of decode steps before the next prefill step's: in so many an answer goes round the usual number of stages.
-Fewer, once they took as long as the last prefill step did: nobody's prompt waits for many answers."""
-ON_THE_WAY_S = 0.005
-"""So soon after decode steps ran at one stage they are at the next; a prefill step that is not due waits for that."""
-
-
-class _Record(NamedTuple):
-    """What was computed lately on this machine. It lies in the file that is the turn."""
-
-    decodes: int = 0
-    """Turns of decode steps since the last prefill step."""
-    owed_s: float = 0.0
-    """How much longer that took than they did."""
-    ended_at: float = -math.inf
-    """When the last turn ended, by the machine's monotonic clock."""
-
-    @property
-    def prefill_is_due(self) -> bool:
-        return self.decodes >= DECODES_MAX or self.owed_s <= 0
-
-    def expects_decodes(self, now: float) -> bool:
-        """Whether those that ran last are about to be at another stage. Before a reboot the clock was ahead."""
-        return self.decodes > 0 and self.ended_at <= now < self.ended_at + ON_THE_WAY_S
-
-    def after(self, kind: Kind, took_s: float, now: float) -> "_Record":
-        if kind == "prefill":
-            return _Record(0, took_s, now)
-        return _Record(min(self.decodes + 1, DECODES_MAX), self.owed_s - took_s, now)
 
 
 _PACKED = struct.Struct("<Bdd")
-"""A `_Record`."""
+"""A `Rotation`, as it lies in the file that is the turn."""
 
 
 class _Line:
@@ -120,7 +91,7 @@ class Turns:
     async def take(self, kind: Kind = "decode") -> "AsyncIterator[Turn]":
         """Our turn, for as long as the context lasts, or until it ends itself."""
         held = await self._acquire(kind)
-        turn = Turn(self, held=held, prefill_is_due=not held or self._record().prefill_is_due)
+        turn = Turn(self, held=held, prefill_is_due=not held or self._rotation().prefill_is_due)
         try:
             yield turn
         finally:
@@ -171,26 +142,23 @@ class Turns:
         """Whether the turn is ours now."""
         if not _locks(self._turn, fcntl.LOCK_EX):
             return False
-        if kind == "prefill" and self._decodes_go_first():
-            fcntl.flock(self._turn, fcntl.LOCK_UN)
-            return False
+        if kind == "prefill":
+            decodes_wait = not self._lines["decode"].is_empty()
+            if self._rotation().holds_prefill_back(decodes_wait, time.monotonic()):
+                fcntl.flock(self._turn, fcntl.LOCK_UN)
+                return False
         return True
 
-    def _decodes_go_first(self) -> bool:
-        record = self._record()
-        here = not self._lines["decode"].is_empty()
-        return not record.prefill_is_due and (here or record.expects_decodes(time.monotonic()))
-
-    def _record(self) -> "_Record":
+    def _rotation(self) -> Rotation:
         """Only for the holder of the turn."""
         packed = os.pread(self._turn, _PACKED.size, 0)
-        return _Record(*_PACKED.unpack(packed)) if len(packed) == _PACKED.size else _Record()
+        return Rotation(*_PACKED.unpack(packed)) if len(packed) == _PACKED.size else Rotation()
 
     def release(self, kind: Kind, took_s: float) -> None:
         """Of `Turn`: let the next one begin, with the kind of work that is due if anybody has such."""
-        record = self._record().after(kind, took_s, time.monotonic())
-        os.pwrite(self._turn, _PACKED.pack(*record), 0)
-        due: Kind = "prefill" if record.prefill_is_due else "decode"
+        rotation = self._rotation().after(kind, took_s, time.monotonic())
+        os.pwrite(self._turn, _PACKED.pack(*rotation), 0)
+        due: Kind = "prefill" if rotation.prefill_is_due else "decode"
         by_turn = sorted(self._lines.items(), key=lambda item: item[0] != due)
         following = next((line for _, line in by_turn if not line.is_empty()), None)
         self._step_aside = following is not None

@@ -73,13 +73,20 @@ def test_a_batch_touches_no_row_but_its_own(halves: list[OrtStage], rows: list[i
         assert np.array_equal(chain(halves, row, 20, some_tokens(26, seed=row)[20:], 6), straight)
 
 
-def test_a_full_row_between_those_of_a_batch_keeps_all_it_holds(halves: list[OrtStage]) -> None:
-    full = SETTINGS.context_max
-    for row, held in ((0, 9), (1, full), (2, 5)):
-        chain(halves, row, 0, some_tokens(held, seed=row), 0)
-    before = [stage.save(1, 0, full) for stage in halves]
+@pytest.mark.parametrize("held", [SETTINGS.context_max, 7])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_row_between_those_of_a_batch_keeps_all_it_holds(halves: list[OrtStage], held: int, loaded: bool) -> None:
+    """Up to the last position of the context, whether it was computed or put there."""
+    for row, length in ((0, 9), (1, held), (2, 5)):
+        chain(halves, row, 0, some_tokens(length, seed=row), 0)
+    if loaded:
+        for stage in halves:
+            block = stage.save(1, 0, held)
+            stage.release(1)
+            stage.load(1, 0, block)
+    before = [stage.save(1, 0, held) for stage in halves]
     together = batch(halves, [2, 0], [5, 9], some_tokens(2, seed=9))
-    assert all(np.array_equal(stage.save(1, 0, full), kept) for stage, kept in zip(halves, before, strict=True))
+    assert all(np.array_equal(stage.save(1, 0, held), kept) for stage, kept in zip(halves, before, strict=True))
     for i, (row, position) in enumerate([(2, 5), (0, 9)]):
         assert np.array_equal(together[i], chain(halves, row, position, some_tokens(2, seed=9)[i : i + 1], 1)[0])
 

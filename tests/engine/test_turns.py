@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from hypothesis import given
-from hypothesis import strategies as st
 
+from p2pgrid.core import rotation
 from p2pgrid.core.batching import Kind
+from p2pgrid.core.rotation import DECODES_MAX
 from p2pgrid.engine import turns
 from p2pgrid.engine.turns import Turns
 from p2pgrid.errors import LocalFault
@@ -141,14 +141,14 @@ async def test_a_few_turns_of_decode_steps_follow_one_of_a_prefill_step(tmp_path
             held.computed("prefill")
     last = len(order) - 1 - order[::-1].index("prefill")
     assert order[:last].count("decode") >= 3, order
-    assert order[: 2 * (turns.DECODES_MAX + 1)].count("prefill") >= 1, order
+    assert order[: 2 * (DECODES_MAX + 1)].count("prefill") >= 1, order
 
 
 async def test_a_prefill_step_waits_for_decode_steps_on_their_way_between_two_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One answer goes round three stages; the prompt that waits all the time comes after the third."""
-    monkeypatch.setattr(turns, "ON_THE_WAY_S", 60.0)
+    monkeypatch.setattr(rotation, "ON_THE_WAY_S", 60.0)
     monkeypatch.setattr(turns, "PATIENCE_S", 60.0)
     order: list[tuple[Kind, bool]] = []
 
@@ -166,29 +166,10 @@ async def test_a_prefill_step_waits_for_decode_steps_on_their_way_between_two_st
             tasks.start_soon(compute, answers, "decode")
             await trio.sleep(0.5)  # much longer than the turns of decode steps that follow
             held.computed("prefill")
-            while len(order) < turns.DECODES_MAX:
+            while len(order) < DECODES_MAX:
                 await trio.sleep(2 * turns.LOOK_S)
                 await compute(answers, "decode")
-    assert order == [("decode", False)] * turns.DECODES_MAX + [("prefill", True)]
-
-
-@given(st.floats(0.001, 1), st.lists(st.floats(0.001, 1), min_size=1, max_size=9))
-def test_a_prefill_step_is_due_after_a_round_or_after_as_long_as_the_last_one_took(
-    prefill_s: float, decodes_s: list[float]
-) -> None:
-    record = turns._Record().after("prefill", prefill_s, 0.0)
-    for at, took_s in enumerate(decodes_s):
-        waits = at < turns.DECODES_MAX and sum(decodes_s[:at]) < prefill_s - 1e-9
-        if waits or at >= turns.DECODES_MAX:
-            assert record.prefill_is_due is not waits
-        record = record.after("decode", took_s, 0.0)
-
-
-def test_decode_steps_are_expected_soon_after_others_ran_and_not_because_of_what_was_before_a_reboot() -> None:
-    record = turns._Record().after("prefill", 1.0, 50.0).after("decode", 0.1, 51.0)
-    assert record.expects_decodes(51.0)
-    assert not record.expects_decodes(51.0 + turns.ON_THE_WAY_S)
-    assert not record.expects_decodes(3.0)
+    assert order == [("decode", False)] * DECODES_MAX + [("prefill", True)]
 
 
 async def test_a_prefill_step_does_not_wait_for_decode_steps_that_do_not_come(tmp_path: Path) -> None:
