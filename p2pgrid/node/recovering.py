@@ -186,9 +186,14 @@ class RecoveringSession:
         return route
 
     def _best_route(self) -> tuple[Hop, ...] | None:
-        """Without those who failed; if none is left, with the busy ones; if none, with those who failed first."""
+        """Without those who failed or are busy. If none is left, then by turns with busy ones and without: those who
+        failed come in where there must be some, the first ones first, and may be back before somebody has room.
+        """
         lost = list(self._lost)
-        routes = (self._route_without(lost[i:]) for i in range(len(lost) + 1))
+        left_out = [set(lost[i:]) for i in range(len(lost) + 1)]
+        if self._attempts % 2 == 0:
+            left_out = [avoid | self._busy for avoid in left_out] + left_out
+        routes = (self._route_without(avoid) for avoid in left_out)
         return self._untried_route() or next((route for route in routes if route is not None), None)
 
     def _untried_route(self) -> tuple[Hop, ...] | None:

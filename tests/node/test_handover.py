@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import trio
 
+from p2pgrid.core.generation import SendStep
 from p2pgrid.ids import PeerId
 from p2pgrid.node.client import open_session
 from p2pgrid.node.recovering import RecoveringSession
@@ -139,6 +140,21 @@ async def test_without_a_replica_an_answer_may_end_where_it_began(autojump_clock
         answer = await here.ask({TOKENS - 10: leaving(here, 1)})
         assert answer.token_ids == await alone(SEEDED, max_tokens=TOKENS)
         assert answer.recoveries == ()
+        await here.check_nothing_is_left()
+
+
+async def test_an_answer_that_ends_as_its_stage_leaves_leaves_no_row_at_the_replica(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with swarm(doubled(3)) as here:
+        async with open_session(here.client, MODEL, LAYERS, Terms(SEEDED)) as session:
+            await session.send(SendStep(0, PROMPT, "token"))
+            await session.receive()
+            leaving(here, 1)(session)
+            await trio.sleep(1)
+            held = [life.peer.worker.sessions_open for life in here.staying if life.peer.worker is not None]
+            assert sum(held) == 3, "the replica has the row"
+        await trio.sleep(1)
         await here.check_nothing_is_left()
 
 

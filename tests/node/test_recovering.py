@@ -635,6 +635,29 @@ async def test_full_replicas_are_waited_for(autojump_clock: trio.abc.Clock) -> N
         await here.check_nothing_is_left()
 
 
+async def test_a_full_replica_does_not_keep_one_that_is_back_from_being_asked(autojump_clock: trio.abc.Clock) -> None:
+    async with swarm(doubled(3)) as here, trio.open_nursery() as tasks:
+
+        def strike(session: RecoveringSession) -> None:
+            lost = session.route[1].peer
+            here.network.freeze(lost, True)
+            tasks.start_soon(thaw, lost)
+            for life in here.lives:
+                if life.stages[0].span == session.route[1].span and life.peer.transport.peer != lost:
+                    assert life.peer.worker is not None
+                    full.append(life.peer.worker.room._free_rows.copy())
+                    life.peer.worker.room._free_rows.clear()
+
+        async def thaw(lost: PeerId) -> None:
+            await trio.sleep(4)
+            here.network.freeze(lost, False)
+
+        full: list[list[int]] = []
+        answer = await here.ask({5: strike})
+        assert full
+        assert answer.token_ids == await alone(SEEDED, max_tokens=TOKENS)
+
+
 async def test_a_node_that_leaves_hands_nothing_over_and_the_answer_goes_on(autojump_clock: trio.abc.Clock) -> None:
     async with swarm(doubled(3), cost_s=0.1) as here:
 

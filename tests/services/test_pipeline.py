@@ -13,12 +13,14 @@ from p2pgrid.net.links import Delivery
 from p2pgrid.services.pipeline import PipelineSession, Terms
 from p2pgrid.settings import LinkSettings, PipelineSettings
 from p2pgrid.wire.messages import (
+    ROUTE_HOPS_MAX,
     Busy,
     Close,
     Contact,
     Failed,
     Hop,
     Lost,
+    Moved,
     Open,
     Opened,
     OutOfSync,
@@ -201,7 +203,7 @@ class Actors:
             async with self.chain.client.pipeline.open(MODEL, self.route, Terms(Sampling())) as session:
                 yield session
 
-    async def say(self, hop: int, message: Token | Scores | OutOfSync | Failed | Busy | Opened) -> None:
+    async def say(self, hop: int, message: Token | Scores | OutOfSync | Failed | Busy | Opened | Moved) -> None:
         await self.stages[hop].links.send(self.chain.client.transport.peer, message)
 
     async def _welcome(self, hop: int) -> None:
@@ -318,6 +320,27 @@ async def test_a_stage_is_believed_about_the_next_one_alone(autojump_clock: trio
         with pytest.raises(PeerUnavailable, match=r"stage 1 .* lost stage 0 .*: it was silent") as raised:
             await session.receive()
         assert raised.value.peer == one, "that is who is left out"
+
+
+async def test_who_was_given_a_row_hears_the_end_although_nobody_went_on_there(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with acting() as actors, actors.chain.network.open(identity(3)) as third, linked(third) as heir:
+        async with actors.open() as session:
+            await actors.say(1, Moved(session.id, 0, 1, Hop(heir.peer, cut(2)[1], heir.transport.addresses)))
+            with pytest.raises(PeerUnavailable, match="handed over"):
+                await session.receive()
+            assert not actors.chain.client.links.is_up(heir.peer)
+        await heir.arrival(1)
+        assert [message for _, message in heir.arrived] == [Close(session.id)]
+
+
+async def test_a_stage_names_no_more_heirs_than_a_route_has_stages(autojump_clock: trio.abc.Clock) -> None:
+    async with acting() as actors, actors.open() as session:
+        for number in range(ROUTE_HOPS_MAX + 10):
+            await actors.say(1, Moved(session.id, 0, 1, Hop(identity(number + 10).peer, cut(2)[1])))
+        await trio.sleep(1)
+        assert len(session.heirs) == ROUTE_HOPS_MAX
 
 
 async def test_what_is_for_a_stage_is_misbehaviour_at_a_client(autojump_clock: trio.abc.Clock) -> None:

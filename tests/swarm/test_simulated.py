@@ -230,6 +230,11 @@ def test_a_session_that_ends_while_its_row_is_copied_out_ends_no_node() -> None:
     weather(40115)
 
 
+def test_rows_that_were_handed_over_to_no_purpose_take_up_no_room() -> None:
+    """Answers that were being opened as a stage left were begun anew elsewhere, and nobody told who had their rows."""
+    weather(60547)
+
+
 @pytest.mark.slow
 def test_a_node_that_works_is_found_among_many_that_hang() -> None:
     """Thirteen of 36 nodes freeze or stall here for good: eight attempts were not enough."""

@@ -95,11 +95,13 @@ class Pipeline:
     async def _close_all(self, session: PipelineSession) -> None:
         async def close_one(peer: PeerId) -> None:
             try:
+                if peer in session.heirs:
+                    await self._links.connect(session.heirs[peer])
                 await self._links.send(peer, Close(session.id))
             except PeerUnavailable as error:  # its stage forgets the session with the link
                 log.debug("stage is gone", peer=peer, error=str(error))
 
         async with trio.open_nursery() as tasks:  # at once, because a stuck stage takes all the time there is
             for peer in session.rows:
-                if self._links.is_up(peer):
+                if self._links.is_up(peer) or peer in session.heirs:
                     tasks.start_soon(close_one, peer)

@@ -90,6 +90,8 @@ class PipelineSession:
         """Positions of the prompt that every stage held when the session was opened."""
         self.rows: dict[PeerId, None] = {}
         """Peers that may hold a row for us: they must hear the end. In the order in which they were asked."""
+        self.heirs: dict[PeerId, Contact] = {}
+        """Those of them that were given theirs by a stage that left, and never heard of us."""
         self._links = links
         self._model = model
         self._terms = terms
@@ -166,6 +168,7 @@ class PipelineSession:
                 terms.json_schema if hop == len(self.route) - 1 else "",
             )
             self.rows[stage.peer] = None
+            self.heirs.pop(stage.peer, None)
             await self._links.send(stage.peer, opening)
         except PeerUnavailable as error:
             self.fail(PeerUnavailable(f"{self.name(hop)} cannot be reached: {error}", stage.peer))
@@ -176,8 +179,11 @@ class PipelineSession:
             if not self._links.try_send(peer, Close(self.id)):
                 return
         except PeerUnavailable:
-            pass  # it forgot the session with the link
+            if peer in self.heirs:
+                return
+            # any other one forgot the session with the link
         del self.rows[peer]
+        self.heirs.pop(peer, None)
 
     async def _refill(self, feeds: dict[int, Feed], start: int) -> None:
         """Have every stage hold positions `[0, start)`, then send again what was not answered."""
@@ -287,6 +293,9 @@ class PipelineSession:
     def _moved(self, hop: int, to: Hop) -> None:
         leaving = self.route[hop]
         if to.span == leaving.span and all(to.peer != stage.peer for stage in self.route):
+            if to.peer not in self.rows and len(self.heirs) < ROUTE_HOPS_MAX:
+                self.rows[to.peer] = None
+                self.heirs[to.peer] = Contact(to.peer, to.addresses)
             route = (*self.route[:hop], to, *self.route[hop + 1 :])
             self.fail(HandedOver(f"{self.name(hop)} handed over to {to.peer}", leaving.peer, route))
 
