@@ -207,7 +207,7 @@ class RecoveringSession:
                 self._model,
                 self._layers,
                 avoid=avoid,
-                prefer={peer for peer in self._session.rows if peer not in self._lost},
+                prefer={peer for peer in self._session.holders.peers if peer not in self._lost},
                 positions=terms.positions,
                 scope=terms.cache_scope,
             )

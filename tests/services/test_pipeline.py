@@ -340,7 +340,7 @@ async def test_a_stage_names_no_more_heirs_than_a_route_has_stages(autojump_cloc
         for number in range(ROUTE_HOPS_MAX + 10):
             await actors.say(1, Moved(session.id, 0, 1, Hop(identity(number + 10).peer, cut(2)[1])))
         await trio.sleep(1)
-        assert len(session.heirs) == ROUTE_HOPS_MAX
+        assert len(session.holders.peers) == len(actors.route) + ROUTE_HOPS_MAX
 
 
 async def test_what_is_for_a_stage_is_misbehaviour_at_a_client(autojump_clock: trio.abc.Clock) -> None:

@@ -21,7 +21,8 @@ from p2pgrid.engine.stage import Stage
 from p2pgrid.engine.toy_stage import ToyStage
 from p2pgrid.ids import Span
 from p2pgrid.node.recovering import RecoveringSession
-from p2pgrid.services.pipeline import Pipeline, PipelineSession
+from p2pgrid.services.pipeline import PipelineSession
+from p2pgrid.services.pipeline.holders import Holders
 from p2pgrid.services.worker import Worker
 from p2pgrid.services.worker.loop import StageLoop
 from p2pgrid.services.worker.sent import SentSteps
@@ -120,10 +121,10 @@ def test_a_node_with_other_weights_is_noticed(seed: int, monkeypatch: pytest.Mon
 def test_a_row_that_is_kept_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan(nodes=2, requests=1, max_tokens=4)
 
-    async def say_nothing(self: object, session: object) -> None:
+    async def say_nothing(self: object) -> None:
         pass
 
-    monkeypatch.setattr("p2pgrid.services.pipeline.Pipeline._close_all", say_nothing)
+    monkeypatch.setattr("p2pgrid.services.pipeline.holders.Holders.close", say_nothing)
     monkeypatch.setattr("p2pgrid.services.worker.Worker.on_lost", lambda self, peer, reason: None)
     assert simulate(1, plan).sessions_leaked > 0
 
@@ -295,11 +296,11 @@ def _leave_stages_waiting_that_replay_nothing(patch: pytest.MonkeyPatch) -> None
 
 
 def _keep_the_row_of_a_client_that_is_gone(patch: pytest.MonkeyPatch) -> None:
-    async def say_nothing(self: Pipeline, session: PipelineSession) -> None:
+    async def say_nothing(self: Holders) -> None:
         pass
 
     patch.setattr(Worker, "on_lost", lambda self, peer, reason: None)
-    patch.setattr(Pipeline, "_close_all", say_nothing)
+    patch.setattr(Holders, "close", say_nothing)
 
 
 def _run_again_what_is_said_again(patch: pytest.MonkeyPatch) -> None:

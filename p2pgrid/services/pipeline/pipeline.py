@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-import structlog
 import trio
 
 from p2pgrid.errors import PeerMisbehaved, PeerUnavailable
@@ -11,9 +10,7 @@ from p2pgrid.ids import ModelId, PeerId, SessionId
 from p2pgrid.net.links import Delivery, Links
 from p2pgrid.services.pipeline.session import Heard, PipelineSession, Terms
 from p2pgrid.settings import PipelineSettings
-from p2pgrid.wire.messages import Close, Hop, Step
-
-log = structlog.get_logger()
+from p2pgrid.wire.messages import Hop, Step
 
 CLOSE_S_MAX = 0.5
 
@@ -51,7 +48,7 @@ class Pipeline:
         finally:
             del self._sessions[session.id]
             with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_S_MAX):
-                await self._close_all(session)
+                await session.holders.close()
 
     async def on_message(self, delivery: Delivery) -> None:
         """Called by the links. A message for a session that is over is passed over."""
@@ -91,17 +88,3 @@ class Pipeline:
             for hop, stage in enumerate(session.route):
                 if stage.peer == peer:
                     session.fail(PeerUnavailable(f"{session.name(hop)} was lost: {reason}", peer))
-
-    async def _close_all(self, session: PipelineSession) -> None:
-        async def close_one(peer: PeerId) -> None:
-            try:
-                if peer in session.heirs:
-                    await self._links.connect(session.heirs[peer])
-                await self._links.send(peer, Close(session.id))
-            except PeerUnavailable as error:  # its stage forgets the session with the link
-                log.debug("stage is gone", peer=peer, error=str(error))
-
-        async with trio.open_nursery() as tasks:  # at once, because a stuck stage takes all the time there is
-            for peer in session.rows:
-                if self._links.is_up(peer) or peer in session.heirs:
-                    tasks.start_soon(close_one, peer)

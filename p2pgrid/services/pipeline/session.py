@@ -12,11 +12,11 @@ from p2pgrid.core.recovery import CLIENT, Feed, Held, Recovery, Transcript, kept
 from p2pgrid.errors import Overloaded, PeerError, PeerMisbehaved, PeerUnavailable
 from p2pgrid.ids import ModelId, PeerId, SessionId
 from p2pgrid.net.links import Links
+from p2pgrid.services.pipeline.holders import Holders
 from p2pgrid.settings import PipelineSettings
 from p2pgrid.wire.messages import (
     ROUTE_HOPS_MAX,
     Busy,
-    Close,
     Contact,
     Failed,
     Hop,
@@ -88,10 +88,7 @@ class PipelineSession:
         self.epoch = 0
         self.cached = 0
         """Positions of the prompt that every stage held when the session was opened."""
-        self.rows: dict[PeerId, None] = {}
-        """Peers that may hold a row for us: they must hear the end. In the order in which they were asked."""
-        self.heirs: dict[PeerId, Contact] = {}
-        """Those of them that were given theirs by a stage that left, and never heard of us."""
+        self.holders = Holders(links, session)
         self._links = links
         self._model = model
         self._terms = terms
@@ -135,9 +132,7 @@ class PipelineSession:
         self._failure = None
         self._held = {}
         self._all_opened = trio.Event()
-        there = {stage.peer for stage in route}
-        for peer in [peer for peer in self.rows if peer not in there]:
-            self._close_now(peer)
+        self.holders.leave_all_but({stage.peer for stage in route})
         await self.open()
         held = [self._held[hop] for hop in range(len(route))]
         start = self._transcript.resume_at(min((held[hop].length for hop in kept), default=0))
@@ -167,23 +162,10 @@ class PipelineSession:
                 len(terms.prompt),
                 terms.json_schema if hop == len(self.route) - 1 else "",
             )
-            self.rows[stage.peer] = None
-            self.heirs.pop(stage.peer, None)
+            self.holders.asked(stage.peer)
             await self._links.send(stage.peer, opening)
         except PeerUnavailable as error:
             self.fail(PeerUnavailable(f"{self.name(hop)} cannot be reached: {error}", stage.peer))
-
-    def _close_now(self, peer: PeerId) -> None:
-        """A stage that is no longer part of the route forgets the session; where there is no room now, at the end."""
-        try:
-            if not self._links.try_send(peer, Close(self.id)):
-                return
-        except PeerUnavailable:
-            if peer in self.heirs:
-                return
-            # any other one forgot the session with the link
-        del self.rows[peer]
-        self.heirs.pop(peer, None)
 
     async def _refill(self, feeds: dict[int, Feed], start: int) -> None:
         """Have every stage hold positions `[0, start)`, then send again what was not answered."""
@@ -293,9 +275,7 @@ class PipelineSession:
     def _moved(self, hop: int, to: Hop) -> None:
         leaving = self.route[hop]
         if to.span == leaving.span and all(to.peer != stage.peer for stage in self.route):
-            if to.peer not in self.rows and len(self.heirs) < ROUTE_HOPS_MAX:
-                self.rows[to.peer] = None
-                self.heirs[to.peer] = Contact(to.peer, to.addresses)
+            self.holders.inherited(to)
             route = (*self.route[:hop], to, *self.route[hop + 1 :])
             self.fail(HandedOver(f"{self.name(hop)} handed over to {to.peer}", leaving.peer, route))
 
