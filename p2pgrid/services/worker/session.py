@@ -17,7 +17,7 @@ from p2pgrid.services.worker.loop import StageLoop
 from p2pgrid.services.worker.outcome import again
 from p2pgrid.services.worker.prefixes import Prefixes
 from p2pgrid.services.worker.seat import Seat
-from p2pgrid.wire.messages import Contact, Lost, Open, Opened, Replay, SessionMessage
+from p2pgrid.wire.messages import Contact, Lost, Open, Opened, Replay, SessionMessage, Step
 
 log = structlog.get_logger()
 
@@ -57,6 +57,8 @@ class Session:
         """The opening of the next epoch, until that has begun."""
         self._suspended = False
         """The next stage is lost."""
+        self._next_step: trio.Event | None = None
+        """Set when it comes, while somebody waits for that."""
 
     @property
     def latest(self) -> Open:
@@ -84,6 +86,30 @@ class Session:
         self._here.loop.halt(self.seat)
         self._suspended = True
         self.seat.heard_at = trio.current_time()
+
+    async def hold_between_steps(self, patience_s: float) -> None:
+        """`hold_still` with the next step here and not begun: by then the client has what came of the one before. Any
+        sooner, later stages would still be at that, for nothing, and all would compute it again. But no later than
+        `patience_s` after a step.
+        """
+        before = self.latest
+        if all(queued.step.draft for queued in self.seat.steps):
+            self._next_step = trio.Event()
+            try:
+                with trio.move_on_at(self.seat.heard_at + patience_s):
+                    await self._next_step.wait()
+            finally:
+                self._next_step = None
+        if self.latest is before and not self._suspended and not self.seat.ended:
+            self.hold_still()
+
+    def stops_before(self, step: Step) -> bool:
+        """Whether `step` is the one that `hold_between_steps` waits for; then no more are taken."""
+        if self._next_step is None or step.draft:
+            return False
+        self._next_step.set()
+        self.hold_still()
+        return True
 
     def lost_link(self, peer: PeerId, reason: str) -> None:
         """Some link is gone: if it is the one to the next stage, say so, and keep the row for another route."""

@@ -13,7 +13,7 @@ from p2pgrid.errors import LocalFault, Overloaded, PeerError, PeerMisbehaved, Pe
 from p2pgrid.ids import ModelId, PeerId, SessionId
 from p2pgrid.net.links import Delivery, Links
 from p2pgrid.net.transport import Transport
-from p2pgrid.services.worker.handover import Taker, give
+from p2pgrid.services.worker.handover import NEXT_STEP_S_MAX, Taker, give
 from p2pgrid.services.worker.loop import StageLoop
 from p2pgrid.services.worker.room import Room
 from p2pgrid.services.worker.seat import Seat
@@ -127,7 +127,8 @@ class Worker:
             await session.say(Moved(machine.id, machine.epoch, machine.hop, to))
 
         try:
-            await give(self._here, self._transport, session, to, tell)
+            hurry_s = (self._patience.deadline - trio.current_time()) / 3
+            await give(self._here, self._transport, session, to, tell, min(hurry_s, NEXT_STEP_S_MAX))
         except PeerError as error:
             log.debug("a session was not handed over", to=to.peer, error=str(error))
             if session.waits:
@@ -241,7 +242,7 @@ class Worker:
         elif not seat.machine.may_send(delivery.peer):
             log.warning("step from a peer that is not in the session's route", peer=delivery.peer)
             delivery.release()
-        elif not seat.machine.takes(step):
+        elif not seat.machine.takes(step) or session.stops_before(step):
             delivery.release()
         else:
             try:
