@@ -99,10 +99,19 @@ class RecoveringSession:
                 return answer
 
     def _wait_s(self) -> float:
-        """Until we look again why no answer comes: twice as long each time, and never past the longest silence."""
-        longest_s = self._peer.settings.token_s_max
-        left_s = longest_s - self._silent_s
-        return min(max(PATIENCE_S_MIN, self._silent_s), left_s if left_s > 0 else longest_s)
+        """Until we look again why no answer comes: twice as long each time, and not past the moment at which the stages
+        are to be asked, nor past the longest silence.
+        """
+        ends_s = [self._peer.settings.token_s_max]
+        if self._silent_s:  # no promise is shorter than the first look, which every answer waits for
+            ends_s.append(self._promised_s())
+        left_s = [end_s - self._silent_s for end_s in ends_s if end_s > self._silent_s]
+        return min([max(PATIENCE_S_MIN, self._silent_s), *left_s])
+
+    def _promised_s(self) -> float:
+        """How long the stages' adverts may have the next answer take."""
+        token_ms = route_ms(self._peer.adverts(self._model), self._session.route)
+        return patience_s(token_ms, self._unanswered)
 
     async def _wait_on(self, stall: Stalled) -> None:
         """Longer than the adverts promise, or longer than any token may take, is too long.
@@ -110,8 +119,7 @@ class RecoveringSession:
         Then go on along the same route: nothing is computed again but the one step that is waited for, and a stage
         whose step never ends does not answer. A slow one does, and is given what its advert asks for.
         """
-        token_ms = route_ms(self._peer.adverts(self._model), self._session.route)
-        promised_s = patience_s(token_ms, self._unanswered)
+        promised_s = self._promised_s()
         longest_s = self._peer.settings.token_s_max
         if self._silent_s >= (longest_s if self._session.relayed else max(longest_s, promised_s)):
             raise PeerUnavailable(f"the pipeline gave no token for {self._silent_s:.0f} s", stall.peer)

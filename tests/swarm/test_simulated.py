@@ -243,6 +243,12 @@ def test_a_node_that_works_is_found_among_many_that_hang() -> None:
 
 
 @pytest.mark.slow
+def test_stages_that_hang_are_asked_as_soon_as_they_promised_to_be_done() -> None:
+    """A route meets several that hang, one after another; each was waited for up to twice as long as it had said."""
+    weather(70171)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [secrets.randbelow(2**31) for _ in range(20)], ids=lambda seed: "fresh")
 def test_a_storm_that_nobody_has_seen_changes_no_answer(seed: int) -> None:
     weather(seed)
