@@ -5,7 +5,7 @@ still holds those steps; only the stages in between compute them again. Steps ar
 they had, because a step of one position rounds differently from a longer one; docs/decisions/0018 says more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from p2pgrid.core.generation import SendStep, chunks
@@ -138,3 +138,15 @@ class Transcript:
 
 def _stop(step: SendStep) -> int:
     return step.position + len(step.tokens)
+
+
+def left_out_by_turns(lost: Sequence[PeerId], busy: Collection[PeerId], attempt: int) -> list[set[PeerId]]:
+    """Whom a route is to do without, the most first: the first of these sets that leaves a route is the one.
+
+    Everybody who failed or is busy. If that leaves none, then at odd attempts busy ones are asked again, and at even
+    ones those who failed, without the busy ones: they may be back before somebody has room. Of those who failed only
+    as many as there must be, the first of `lost` first.
+    """
+    by_lost = [set(lost[i:]) for i in range(len(lost) + 1)]
+    without_busy = [without | set(busy) for without in by_lost]
+    return (without_busy[:1] if attempt % 2 else without_busy) + by_lost

@@ -6,7 +6,7 @@ import structlog
 import trio
 
 from p2pgrid.core.generation import SendStep
-from p2pgrid.core.recovery import Recovery
+from p2pgrid.core.recovery import Recovery, left_out_by_turns
 from p2pgrid.core.routing import PATIENCE_S_MIN, explain_no_route, patience_s, route_ms
 from p2pgrid.errors import NoRoute, Overloaded, PeerError, PeerUnavailable
 from p2pgrid.ids import ModelId, PeerId, SessionId
@@ -194,15 +194,8 @@ class RecoveringSession:
         return route
 
     def _best_route(self) -> tuple[Hop, ...] | None:
-        """Without those who failed or are busy. If none is left, then by turns with busy ones and without: those who
-        failed come in where there must be some, the first ones first, and may be back before somebody has room.
-        """
-        lost = list(self._lost)
-        left_out = [set(lost[i:]) for i in range(len(lost) + 1)]
-        if self._attempts % 2 == 0:
-            left_out = [avoid | self._busy for avoid in left_out] + left_out
-        routes = (self._route_without(avoid) for avoid in left_out)
-        return self._untried_route() or next((route for route in routes if route is not None), None)
+        routes = map(self._route_without, left_out_by_turns(list(self._lost), self._busy, self._attempts))
+        return next((route for route in routes if route is not None), None)
 
     def _untried_route(self) -> tuple[Hop, ...] | None:
         """Each stage that does not answer takes its time, which must not keep one that would from being asked."""

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pgrid.core.generation import Generation, SendStep, chunks
-from p2pgrid.core.recovery import CLIENT, Held, Transcript, kept_hops, plan_feeds
+from p2pgrid.core.recovery import CLIENT, Held, Transcript, kept_hops, left_out_by_turns, plan_feeds
 from p2pgrid.ids import PeerId, Span
 from p2pgrid.wire.messages import Hop
 
@@ -214,3 +214,19 @@ def test_before_the_first_token_the_prompt_goes_on_where_all_hold_it() -> None:
         assert isinstance(action, SendStep)
         transcript.sent(action)
     assert [transcript.resume_at(length) for length in (0, 9, 10, 25, 39, 40, 99)] == [0, 0, 10, 20, 30, 40, 40]
+
+
+@given(st.lists(st.sampled_from("abcdef"), unique=True), st.sets(st.sampled_from("efgh")), st.integers(0, 9))
+def test_who_failed_first_is_asked_first_and_busy_ones_every_other_time(
+    failed: list[str], full: set[str], attempt: int
+) -> None:
+    lost, busy = [PeerId(peer) for peer in failed], {PeerId(peer) for peer in full}
+    order = left_out_by_turns(lost, busy, attempt)
+    assert order[0] == set(lost) | busy
+    assert order[-1] == set(), "whoever there is may be asked at last"
+    assert set(lost) in order, "busy ones alone"
+    if lost:
+        assert order[1] == (set(lost) if attempt % 2 else set(lost[1:]) | busy)
+    for without in order:
+        asked = [peer for peer in lost if peer not in without | busy]
+        assert asked == [peer for peer in lost if peer not in busy][: len(asked)], "who failed last is asked last"

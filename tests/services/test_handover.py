@@ -11,18 +11,31 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 
+from p2pgrid.core.generation import SendStep
 from p2pgrid.engine.toy_stage import ToyStage
 from p2pgrid.errors import PeerError
 from p2pgrid.ids import SessionId
 from p2pgrid.net.exchange import Conversation
+from p2pgrid.services.pipeline import Terms
 from p2pgrid.services.worker import SUSPENDED_S_MAX
 from p2pgrid.services.worker.handover import SILENT_S_MAX
-from p2pgrid.wire.messages import Open
+from p2pgrid.wire.messages import Open, Token
 from p2pgrid.wire.tensors import pack_ints
 from p2pgrid.wire.transfer_messages import KV_PROTOCOL, KvDone, KvOffer, KvRefused, KvRows, KvTaken
 from tests.net.hostile import assert_survives, payloads
 from tests.net.peers import identity
-from tests.swarm_kit import CONTEXT_MAX, LAYERS, PROMPT, Chain, contact_of, open_chain, opening
+from tests.swarm_kit import (
+    CONTEXT_MAX,
+    LAYERS,
+    MODEL,
+    PROMPT,
+    SEEDED,
+    Chain,
+    alone,
+    contact_of,
+    open_chain,
+    opening,
+)
 
 OTHER = SessionId("0e" * 16)
 CLIENT = identity(900).peer
@@ -69,6 +82,27 @@ async def test_what_is_not_for_this_stage_is_refused_with_a_reason(wrong: str, a
         bad = {"model": {"model": "71" * 32}, "hop": {"hop": 2}, "route": {"route": chain.route[:2]}}[wrong]
         async with offering(chain, msgspec.structs.replace(opening(chain.route, 1), **bad)) as stage:
             assert (await stage.receive(KvRefused)).reason
+
+
+async def test_a_session_that_gets_another_route_while_its_next_step_is_waited_for_goes_on(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with (
+        open_chain(3) as chain,
+        trio.open_nursery() as tasks,
+        chain.client.pipeline.open(MODEL, chain.route, Terms(SEEDED)) as session,
+    ):
+        await session.send(SendStep(0, PROMPT, "token"))
+        first = await session.receive(1.0)
+        assert isinstance(first, Token)
+        here = chain.workers[1]._sessions[session.id]
+        tasks.start_soon(here.hold_between_steps, 60.0)
+        await trio.sleep(0.1)
+        await session.reroute(chain.route)
+        await session.send(SendStep(len(PROMPT), (first.token,), "token"))
+        second = await session.receive(1.0)
+        assert isinstance(second, Token)
+        assert [first.token, second.token] == await alone(SEEDED, max_tokens=2)
 
 
 async def test_a_full_stage_refuses(autojump_clock: trio.abc.Clock) -> None:

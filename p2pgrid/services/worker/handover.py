@@ -36,6 +36,8 @@ ROUNDS_MAX = 8
 """Then a session that is quicker than the copying waits for it."""
 NEXT_STEP_S_MAX = 1.0
 """An answer whose next step takes longer to come may as well be held in the middle of one, or is over."""
+NEXT_STEP_SHARE = 1 / 3
+"""Of the time that is left may go by until it comes, at most."""
 HANDOVER_S_MAX = 30.0
 SILENT_S_MAX = 5.0
 """Of one of the two, while the other one waits: it is gone."""
@@ -47,10 +49,10 @@ async def give(
     session: Session,
     to: Hop,
     tell: Callable[[], Awaitable[None]],
-    patience_s: float = NEXT_STEP_S_MAX,
+    left_s: float,
 ) -> None:
     """Have `to` hold what this stage holds of `session`, which runs no step here any more once most of it is there;
-    then `tell` the client. It ends between two steps, if the next one comes within `patience_s` after the last.
+    then `tell` the client. `left_s` is for how long this node will be there.
 
     Raises PeerUnavailable, PeerMisbehaved when that comes to nothing.
     """
@@ -58,7 +60,7 @@ async def give(
         stream = await transport.open_stream(Contact(to.peer, to.addresses), KV_PROTOCOL)
         done = False
         try:
-            await _Giver(here, session, Conversation(stream, SILENT_S_MAX)).give(to, patience_s)
+            await _Giver(here, session, Conversation(stream, SILENT_S_MAX)).give(to, left_s)
             await tell()
             done = True
         finally:
@@ -77,7 +79,7 @@ class _Giver:
         self._replica = replica
         self._piece_positions = min(PIECE_POSITIONS_MAX, KV_PIECE_BYTES_MAX // here.stage.position_bytes)
 
-    async def give(self, to: Hop, patience_s: float) -> None:
+    async def give(self, to: Hop, left_s: float) -> None:
         if not self._piece_positions:
             raise PeerUnavailable("one position of this stage is more than a message holds", to.peer)
         machine, session = self._machine, self._session
@@ -94,7 +96,7 @@ class _Giver:
                 break
             await self._send_what_changed()
         self._check()
-        await session.hold_between_steps(patience_s)
+        await session.hold_between_steps(min(NEXT_STEP_S_MAX, NEXT_STEP_SHARE * left_s))
         await session.seat.at_rest()
         self._check()
         await self._send_what_changed()

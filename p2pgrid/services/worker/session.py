@@ -58,7 +58,7 @@ class Session:
         self._suspended = False
         """The next stage is lost."""
         self._next_step: trio.Event | None = None
-        """Set when it comes, while somebody waits for that."""
+        """While somebody waits for it: set when it comes, or is void."""
 
     @property
     def latest(self) -> Open:
@@ -68,6 +68,8 @@ class Session:
     def reopen(self, opening: Open) -> None:
         """Its client has another route: what was under way is void, the row stays."""
         self._reopening = opening
+        if self._next_step is not None:
+            self._next_step.set()
         self._here.loop.halt(self.seat)
         self._epoch_scope.cancel()
 
@@ -105,7 +107,7 @@ class Session:
 
     def stops_before(self, step: Step) -> bool:
         """Whether `step` is the one that `hold_between_steps` waits for; then no more are taken."""
-        if self._next_step is None or step.draft:
+        if self._next_step is None or self._next_step.is_set() or step.draft:
             return False
         self._next_step.set()
         self.hold_still()

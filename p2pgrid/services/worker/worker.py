@@ -13,7 +13,7 @@ from p2pgrid.errors import LocalFault, Overloaded, PeerError, PeerMisbehaved, Pe
 from p2pgrid.ids import ModelId, PeerId, SessionId
 from p2pgrid.net.links import Delivery, Links
 from p2pgrid.net.transport import Transport
-from p2pgrid.services.worker.handover import NEXT_STEP_S_MAX, Taker, give
+from p2pgrid.services.worker.handover import Taker, give
 from p2pgrid.services.worker.loop import StageLoop
 from p2pgrid.services.worker.room import Room
 from p2pgrid.services.worker.seat import Seat
@@ -127,8 +127,8 @@ class Worker:
             await session.say(Moved(machine.id, machine.epoch, machine.hop, to))
 
         try:
-            hurry_s = (self._patience.deadline - trio.current_time()) / 3
-            await give(self._here, self._transport, session, to, tell, min(hurry_s, NEXT_STEP_S_MAX))
+            left_s = self._patience.deadline - trio.current_time()
+            await give(self._here, self._transport, session, to, tell, left_s)
         except PeerError as error:
             log.debug("a session was not handed over", to=to.peer, error=str(error))
             if session.waits:
