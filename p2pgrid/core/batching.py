@@ -10,6 +10,10 @@ from typing import Literal
 
 BATCH_ROWS_MAX = 32
 """Most rows in one decode batch."""
+PREFILL_POSITIONS_MAX = 64
+"""Positions of prefill steps that run one after another while steps of one position wait: a chunk of a long prompt, or
+several short prompts. Many answers that begin at once then run together soon, and not ever more of them in turn with
+each other's prompts."""
 Kind = Literal["decode", "prefill"]
 """Of a step: one position, or more."""
 CLIENTS_MAX = 4096
@@ -72,7 +76,8 @@ class Scheduler:
         self._decode_turns = _Turns()
         # Apart from the decode turns: who drafts much is not served later for it, nor sooner.
         self._draft_turns = _Turns()
-        self._prefill_is_due = False
+        self._prefill_left = 0
+        """Positions that prefill steps may take before those of one position that wait."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -108,7 +113,9 @@ class Scheduler:
         """
         steps = self._waiting.values()
         prefills = [step for step in steps if step.count > 1]
-        if prefills and ((self._prefill_is_due and prefill_is_due) or len(prefills) == len(steps)):
+        longest = max((step.count for step in prefills), default=0)
+        fits = prefill_is_due and self._prefill_left >= min(longest, PREFILL_POSITIONS_MAX)
+        if prefills and (fits or len(prefills) == len(steps)):
             batch = self._prefill_turns.pick(prefills, 1)
         else:
             decodes = [step for step in steps if step.count == 1 and not step.draft]
@@ -117,5 +124,5 @@ class Scheduler:
             batch += self._draft_turns.pick(drafts, self._rows_max - len(batch))
         for step in batch:
             del self._waiting[step.row]
-            self._prefill_is_due = step.count == 1
+            self._prefill_left = PREFILL_POSITIONS_MAX if step.count == 1 else self._prefill_left - step.count
         return batch

@@ -1,14 +1,14 @@
 """The port to computation: a span of layers that can be stepped, and the one place where it runs."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
 from p2pgrid.core.batching import Kind
 from p2pgrid.engine.turns import Turn
-from p2pgrid.ids import Span
+from p2pgrid.ids import ModelId, Span
 from p2pgrid.wire.tensors import Floats, Ints
 
 T = TypeVar("T")
@@ -80,6 +80,9 @@ class Executor(Protocol):
 
         Work that is `expected_s` to be over soon may run at once, in the caller's own thread.
         """
+
+    def standing(self, model: ModelId, stage: Stage) -> AbstractContextManager[None]:
+        """While this lasts the work is that of this stage of `model`. Raises LocalFault."""
 
     def turn(self, kind: Kind) -> AbstractAsyncContextManager[Turn]:
         """Our turn to compute, where stages of one machine take turns, with work of that `kind` waiting.

@@ -14,6 +14,7 @@ import fcntl
 import os
 import struct
 import time
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -33,8 +34,28 @@ LOOK_S = 0.005
 STEP_ASIDE_S = 0.0005
 
 
-_PACKED = struct.Struct("<Bdd")
+_PACKED = struct.Struct("<BQddQI")
 """A `Rotation`, as it lies in the file that is the turn."""
+
+
+class _Place:
+    """Where a stage stands among those that take turns, by a number: a file that is locked as long as it is there."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.number = zlib.crc32(name.encode()) or 1
+        self._file = os.open(folder / f"stage-{self.number:08x}", os.O_RDWR | os.O_CREAT, 0o600)
+
+    def take(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    def is_empty(self) -> bool:
+        free = _locks(self._file, fcntl.LOCK_EX)
+        if free:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+        return free
+
+    def close(self) -> None:
+        os.close(self._file)
 
 
 class _Line:
@@ -84,6 +105,9 @@ class Turns:
             self._lines: dict[Kind, _Line] = {kind: _Line(folder, kind) for kind in get_args(Kind)}
         except OSError as error:
             raise LocalFault(f"cannot take turns in {folder}: {error.strerror}") from error
+        self._folder = folder
+        self._here = 0
+        self._onward: _Place | None = None
         self._step_aside = False
         self._distrust_until = float("-inf")
 
@@ -100,9 +124,26 @@ class Turns:
                     await trio.lowlevel.checkpoint()  # results that a writer of ours has yet to write
                 turn.end()
 
+    @contextmanager
+    def standing(self, here: str, onward: str) -> Iterator[None]:
+        """While this lasts we are the stage `here`, and our results go on to `onward`. Raises LocalFault."""
+        with contextlib.ExitStack() as places:
+            try:
+                own, next_one = (
+                    places.enter_context(contextlib.closing(_Place(self._folder, name))) for name in (here, onward)
+                )
+            except OSError as error:
+                raise LocalFault(f"cannot take turns in {self._folder}: {error.strerror}") from error
+            own.take()
+            self._here, self._onward = own.number, next_one
+            try:
+                yield
+            finally:
+                self._here, self._onward = 0, None
+
     def try_take(self) -> "Turn | None":
         """Our turn, which the caller ends; None when we would have to wait for it."""
-        if self._step_aside or not _locks(self._turn, fcntl.LOCK_EX):
+        if self._step_aside or not self._locks_for("decode", self._rotation().turns):
             return None
         return Turn(self, held=True)
 
@@ -116,7 +157,8 @@ class Turns:
         if self._step_aside:  # whoever waited goes first
             self._step_aside = False
             await trio.sleep(STEP_ASIDE_S)
-        if self._locks_for(kind):
+        since = self._rotation().turns
+        if self._locks_for(kind, since):
             return True
         if trio.current_time() < self._distrust_until:
             return False
@@ -124,7 +166,7 @@ class Turns:
         line.enter()
         try:
             with trio.move_on_after(PATIENCE_S):
-                while not self._locks_for(kind):
+                while not self._locks_for(kind, since):
                     await line.hear()
                 with trio.CancelScope(shield=True):
                     await trio.lowlevel.checkpoint()  # what the holder before us sent may be read now, and join
@@ -138,25 +180,28 @@ class Turns:
         """Whether somebody waits for our turn to end."""
         return not all(line.is_empty() for line in self._lines.values())
 
-    def _locks_for(self, kind: Kind) -> bool:
-        """Whether the turn is ours now."""
+    def _locks_for(self, kind: Kind, since: int) -> bool:
+        """Whether the turn is ours now, for work that waits since so many turns of decode steps had been."""
         if not _locks(self._turn, fcntl.LOCK_EX):
             return False
+        rotation, now = self._rotation(), time.monotonic()
         if kind == "prefill":
-            decodes_wait = not self._lines["decode"].is_empty()
-            if self._rotation().holds_prefill_back(decodes_wait, time.monotonic()):
-                fcntl.flock(self._turn, fcntl.LOCK_UN)
-                return False
-        return True
+            held_back = rotation.holds_prefill_back(not self._lines["decode"].is_empty(), now)
+        else:
+            held_back = rotation.holds_decodes_back(self._here, since, now)
+        if held_back:
+            fcntl.flock(self._turn, fcntl.LOCK_UN)
+        return not held_back
 
     def _rotation(self) -> Rotation:
-        """Only for the holder of the turn."""
         packed = os.pread(self._turn, _PACKED.size, 0)
         return Rotation(*_PACKED.unpack(packed)) if len(packed) == _PACKED.size else Rotation()
 
-    def release(self, kind: Kind, took_s: float) -> None:
+    def release(self, kind: Kind, positions: int, took_s: float) -> None:
         """Of `Turn`: let the next one begin, with the kind of work that is due if anybody has such."""
-        rotation = self._rotation().after(kind, took_s, time.monotonic())
+        onward = self._onward
+        number = 0 if onward is None or onward.number == self._here or onward.is_empty() else onward.number
+        rotation = self._rotation().after(kind, positions, took_s, time.monotonic(), number)
         os.pwrite(self._turn, _PACKED.pack(*rotation), 0)
         due: Kind = "prefill" if rotation.prefill_is_due else "decode"
         by_turn = sorted(self._lines.items(), key=lambda item: item[0] != due)
@@ -176,20 +221,21 @@ class Turn:
         self._began_at = time.monotonic()
         self._turns = turns
         self._kind: Kind = "decode"
+        self._positions = 0
         self.held = held
 
-    def computed(self, kind: Kind) -> None:
+    def computed(self, kind: Kind, positions: int) -> None:
         """The computing is over. The turn ends now, so that whoever gets the results need not wait for it; but not
         after decode steps while somebody waits whose next ones ours may join: then it ends once they were sent.
         """
-        self._kind = kind
+        self._kind, self._positions = kind, positions
         if self.held and self._turns is not None and not (kind == "decode" and self._turns.is_awaited()):
             self.end()
 
     def end(self) -> None:
         """Idempotent."""
         if self.held and self._turns is not None:
-            self._turns.release(self._kind, time.monotonic() - self._began_at)
+            self._turns.release(self._kind, self._positions, time.monotonic() - self._began_at)
         self.held = False
 
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from p2pgrid.core.batching import CLIENTS_MAX, Scheduler, Waiting, _Turns
+from p2pgrid.core.batching import CLIENTS_MAX, PREFILL_POSITIONS_MAX, Scheduler, Waiting, _Turns
 
 ROWS = 20
 ROWS_MAX = 4
@@ -35,8 +35,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler = Scheduler(ROWS_MAX)
         self.waiting: dict[int, Waiting] = {}
         self.patience: dict[int, int] = {}
-        """In how many more calls of `next` the row's step has its turn at the latest; drafts are promised none."""
-        self.last = "nothing"
+        """In how many more batches of its kind the row's step has its turn at the latest; drafts are promised none."""
+        self.prefilled: list[int] = []
+        """Positions of the prefill steps since the last decode batch."""
+        self.decoded = False
+        """Whether the last batch was of decode steps."""
 
     @rule(
         row=st.integers(0, ROWS - 1),
@@ -52,7 +55,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         ahead = sum(other.client == client and kind(other) == kind(step) for other in self.waiting.values())
         slots = (ahead + 1) * len(CLIENTS)  # each other client may get one between any two of this one
-        self.patience[row] = 2 * (slots if count > 1 else -(-slots // ROWS_MAX))
+        self.patience[row] = slots if count > 1 else -(-slots // ROWS_MAX)
         self.scheduler.add(step)
         self.waiting[row] = step
 
@@ -76,19 +79,19 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert self.waiting.pop(step.row) == step, "run twice, or not what waits"
         if taken["prefill"]:
             assert len(batch) == 1
-            assert self.last != "prefill" or waited.keys() == {"prefill"}, (
-                "two prefill steps in a row while others wait"
+            self.prefilled.append(batch[0].count)
+            together = sum(self.prefilled)
+            assert together <= PREFILL_POSITIONS_MAX or len(self.prefilled) == 1 or waited.keys() == {"prefill"}, (
+                "more prefill steps in a row than are a chunk long, while others wait"
             )
-            self.last = "prefill"
+            self.decoded = False
         elif batch:
-            assert self.last != "decode" or not waited["prefill"], (
-                "two decode batches in a row while a prefill step waits"
-            )
+            assert not (self.decoded and waited["prefill"]), "two decode batches in a row while a prefill step waits"
             assert taken["decode"] == min(waited["decode"], ROWS_MAX)
             assert taken["draft"] == min(waited["draft"], ROWS_MAX - taken["decode"])
-            self.last = "decode"
+            self.prefilled, self.decoded = [], True
         for row, step in self.waiting.items():
-            self.patience[row] -= 1
+            self.patience[row] -= (step.count > 1) == bool(taken["prefill"])
             assert (step.draft and step.count == 1) or self.patience[row] > 0, "a step was kept waiting for too long"
 
     @invariant()
@@ -136,6 +139,19 @@ def test_a_client_with_one_session_is_in_every_batch_beside_one_with_fifty() -> 
         for step in batch:
             if step.client == "many":
                 scheduler.add(step)
+
+
+def test_short_prompts_are_read_one_after_another_before_answers_go_on() -> None:
+    scheduler = Scheduler(ROWS_MAX)
+    scheduler.add(Waiting(0, "ann", 1))
+    assert scheduler.next() == [Waiting(0, "ann", 1)]
+    scheduler.add(Waiting(0, "ann", 1))
+    half = PREFILL_POSITIONS_MAX // 2
+    prompts = [Waiting(row, "bob", half) for row in (1, 2, 3)]
+    for prompt in prompts:
+        scheduler.add(prompt)
+    order = [scheduler.next() for _ in range(4)]
+    assert order == [[prompts[0]], [prompts[1]], [Waiting(0, "ann", 1)], [prompts[2]]]
 
 
 def test_a_client_with_one_prompt_waits_for_one_step_of_another_with_fifty() -> None:

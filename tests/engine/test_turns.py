@@ -108,7 +108,7 @@ async def test_a_turn_is_taken_at_once_only_when_nobody_else_has_it_or_waits_for
 
         tasks.start_soon(wait_for_it)
         await trio.sleep(0.01)
-        turn.computed("decode")
+        turn.computed("decode", 1)
         assert turn.held, "whoever waits may join with what was computed here"
         turn.end()
         assert one.try_take() is None, "the one that waited goes first"
@@ -127,7 +127,7 @@ async def test_a_few_turns_of_decode_steps_follow_one_of_a_prefill_step(tmp_path
                 async with own.take(kind) as turn:
                     await trio.sleep(0.02 if kind == "prefill" else 0.002)
                     order.append(kind)
-                    turn.computed(kind)
+                    turn.computed(kind, 128)
 
     with closing(Turns(tmp_path)) as first, trio.fail_after(30):
         held = first.try_take()
@@ -138,7 +138,7 @@ async def test_a_few_turns_of_decode_steps_follow_one_of_a_prefill_step(tmp_path
             for _ in range(2):
                 tasks.start_soon(compute, "decode", 6)
             await trio.sleep(0.01)
-            held.computed("prefill")
+            held.computed("prefill", 128)
     last = len(order) - 1 - order[::-1].index("prefill")
     assert order[:last].count("decode") >= 3, order
     assert order[: 2 * (DECODES_MAX + 1)].count("prefill") >= 1, order
@@ -155,7 +155,7 @@ async def test_a_prefill_step_waits_for_decode_steps_on_their_way_between_two_st
     async def compute(own: Turns, kind: Kind) -> None:
         async with own.take(kind) as turn:
             order.append((kind, turn.prefill_is_due))
-            turn.computed(kind)
+            turn.computed(kind, 128)
 
     with ExitStack() as stack, trio.fail_after(30):
         first, answers, prompts = (stack.enter_context(closing(Turns(tmp_path))) for _ in range(3))
@@ -165,7 +165,7 @@ async def test_a_prefill_step_waits_for_decode_steps_on_their_way_between_two_st
             tasks.start_soon(compute, prompts, "prefill")
             tasks.start_soon(compute, answers, "decode")
             await trio.sleep(0.5)  # much longer than the turns of decode steps that follow
-            held.computed("prefill")
+            held.computed("prefill", 128)
             while len(order) < DECODES_MAX:
                 await trio.sleep(2 * turns.LOOK_S)
                 await compute(answers, "decode")
@@ -175,9 +175,74 @@ async def test_a_prefill_step_waits_for_decode_steps_on_their_way_between_two_st
 async def test_a_prefill_step_does_not_wait_for_decode_steps_that_do_not_come(tmp_path: Path) -> None:
     with closing(Turns(tmp_path)) as answers, closing(Turns(tmp_path)) as prompts, trio.fail_after(30):
         async with answers.take("decode") as turn:
-            turn.computed("decode")
+            turn.computed("decode", 1)
         async with prompts.take("prefill"):
             assert answers.try_take() is None
+
+
+@pytest.mark.parametrize("follows", [True, False], ids=["the next stage is here", "the next stage is elsewhere"])
+async def test_decode_steps_that_wait_are_joined_by_those_that_go_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, follows: bool
+) -> None:
+    """A step waits at stage c, one ran at a and is on its way to b: it goes on to b, and from there to c."""
+    monkeypatch.setattr(rotation, "ON_THE_WAY_S", 60.0)
+    order: list[str] = []
+    names = ["a", "b", "c"] if follows else ["a", "c"]
+
+    async def compute(name: str) -> None:
+        async with stages[name].take() as turn:
+            order.append(name)
+            turn.computed("decode", 1)
+
+    with ExitStack() as stack, trio.fail_after(30):
+        stages = {name: stack.enter_context(closing(Turns(tmp_path))) for name in names}
+        for name, onward in zip("abc", "bca", strict=True):
+            if name in stages:
+                stack.enter_context(stages[name].standing(name, onward))
+        async with trio.open_nursery() as tasks:
+            first = stages["a"].try_take()
+            assert first is not None
+            tasks.start_soon(compute, "c")
+            await trio.sleep(2 * turns.LOOK_S)
+            first.computed("decode", 1)
+            first.end()
+            await trio.sleep(4 * turns.LOOK_S)
+            assert order == ([] if follows else ["c"])
+            if follows:
+                await compute("b")
+    assert order == names[1:]
+
+
+async def test_decode_steps_that_wait_let_only_a_few_others_go_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others go to and fro between stages a and b, and never come to c."""
+    monkeypatch.setattr(rotation, "ON_THE_WAY_S", 60.0)
+    had = trio.Event()
+
+    async def compute() -> None:
+        async with stages["c"].take():
+            had.set()
+
+    with ExitStack() as stack, trio.fail_after(30):
+        stages = {name: stack.enter_context(closing(Turns(tmp_path))) for name in "abc"}
+        for name, onward in zip("abc", "baa", strict=True):
+            stack.enter_context(stages[name].standing(name, onward))
+        held = stages["a"].try_take()
+        assert held is not None
+        async with trio.open_nursery() as tasks:
+            tasks.start_soon(compute)
+            await trio.sleep(2 * turns.LOOK_S)
+            for name in "ba"[: rotation.PASSED_OVER_MAX - 1]:
+                held.computed("decode", 1)
+                held.end()
+                held = stages[name].try_take()
+                assert held is not None
+                await trio.sleep(2 * turns.LOOK_S)
+                assert not had.is_set()
+            held.computed("decode", 1)
+            held.end()
+            await had.wait()
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:

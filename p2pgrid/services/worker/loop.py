@@ -240,7 +240,7 @@ class StageLoop:
     def _finish(self, batch: Sequence[Ready], outcome: Outcome, turn: Turn) -> None:
         results, took_s = outcome
         alone = runs_alone(batch)
-        turn.computed("prefill" if alone else "decode")
+        turn.computed("prefill" if alone else "decode", sum(len(ready.tokens) for ready in batch))
         tokens = 0 if alone else sum(not ready.queued.step.draft for ready in batch)
         self.load.ran(tokens, took_s, trio.current_time())
         self._pass_on([self._done(*done, took_s) for done in zip(batch, results, strict=True)])

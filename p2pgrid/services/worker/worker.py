@@ -62,6 +62,7 @@ class Worker:
     ) -> None:
         self._model = model
         self._stage = stage
+        self._executor = executor
         self._links = links
         self._transport = transport
         self.room = Room(stage, executor, lambda: self._tasks is None or self._draining)
@@ -82,10 +83,11 @@ class Worker:
         return len(self._sessions)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        async with trio.open_nursery() as self._tasks:
-            self._tasks.start_soon(self._loop.run)
-            self._transport.serve(KV_PROTOCOL, Taker(self._here, self._take_over, self._drop).answer)
-            task_status.started()
+        with self._executor.standing(self._model, self._stage):
+            async with trio.open_nursery() as self._tasks:
+                self._tasks.start_soon(self._loop.run)
+                self._transport.serve(KV_PROTOCOL, Taker(self._here, self._take_over, self._drop).answer)
+                task_status.started()
 
     async def drain(self, deadline_s: float, replicas: Replicas = lambda positions: ()) -> None:
         """Take no new session, and hand those that run over to `replicas`. Those that nobody takes may go on here; what
