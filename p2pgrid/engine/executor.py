@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 AT_ONCE_S_MAX = 0.03
 """Work that takes no longer is not worth the way to another thread and back, 0.1 ms and more where the threads of the
-runtime want every core: a batch of eight is quicker by a tenth. Nor does the network notice."""
+runtime want every core (docs/decisions/0017). Nor does the network notice."""
 
 
 class LaneExecutor:
