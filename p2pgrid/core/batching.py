@@ -11,9 +11,8 @@ from typing import Literal
 BATCH_ROWS_MAX = 32
 """Most rows in one decode batch."""
 PREFILL_POSITIONS_MAX = 64
-"""Positions of prefill steps that run one after another while steps of one position wait: a chunk of a long prompt, or
-several short prompts. Many answers that begin at once then run together soon, and not ever more of them in turn with
-each other's prompts."""
+"""Positions of prefill steps that run one after another while steps of one position wait; a longer step runs alone.
+Many answers that begin at once then run together soon, and not ever more of them in turn with each other's prompts."""
 Kind = Literal["decode", "prefill"]
 """Of a step: one position, or more."""
 CLIENTS_MAX = 4096
@@ -113,6 +112,7 @@ class Scheduler:
         """
         steps = self._waiting.values()
         prefills = [step for step in steps if step.count > 1]
+        # The longest, because which of them is next is the clients' turns to say.
         longest = max((step.count for step in prefills), default=0)
         fits = prefill_is_due and self._prefill_left >= min(longest, PREFILL_POSITIONS_MAX)
         if prefills and (fits or len(prefills) == len(steps)):

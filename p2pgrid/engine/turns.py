@@ -38,46 +38,45 @@ _PACKED = struct.Struct("<BQddQI")
 """A `Rotation`, as it lies in the file that is the turn."""
 
 
-class _Place:
-    """Where a stage stands among those that take turns, by a number: a file that is locked as long as it is there."""
+class _Members:
+    """Those of all processes who are here: each holds a shared lock on a file, which ends with it however it ends."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.number = zlib.crc32(name.encode()) or 1
-        self._file = os.open(folder / f"stage-{self.number:08x}", os.O_RDWR | os.O_CREAT, 0o600)
+    def __init__(self, file: Path) -> None:
+        self._file = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
 
-    def take(self) -> None:
+    def enter(self) -> None:
         fcntl.flock(self._file, fcntl.LOCK_SH)
 
+    def leave(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+
     def is_empty(self) -> bool:
+        """Asked by one who is not."""
         free = _locks(self._file, fcntl.LOCK_EX)
         if free:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+            self.leave()
         return free
 
     def close(self) -> None:
         os.close(self._file)
 
 
-class _Line:
-    """Those of all processes who wait with work of one kind: a shared lock while they do, a pipe by which they hear."""
+class _Place(_Members):
+    """The processes that serve one stage, which goes by a number."""
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        self.number = zlib.crc32(stage.encode()) or 1
+        super().__init__(folder / f"stage-{self.number:08x}")
+
+
+class _Line(_Members):
+    """Those who wait with work of one kind, and a pipe by which they hear."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._queue = os.open(folder / f"{name}-queue", os.O_RDWR | os.O_CREAT, 0o600)
+        super().__init__(folder / f"{name}-queue")
         with contextlib.suppress(FileExistsError):
             os.mkfifo(folder / f"{name}-news", 0o600)
         self._news = os.open(folder / f"{name}-news", os.O_RDWR | os.O_NONBLOCK)
-
-    def enter(self) -> None:
-        fcntl.flock(self._queue, fcntl.LOCK_SH)
-
-    def leave(self) -> None:
-        fcntl.flock(self._queue, fcntl.LOCK_UN)
-
-    def is_empty(self) -> bool:
-        free = _locks(self._queue, fcntl.LOCK_EX)
-        if free:
-            self.leave()
-        return free
 
     def tell(self) -> None:
         """One of those who wait that the turn is free."""
@@ -91,7 +90,7 @@ class _Line:
                 os.read(self._news, 64)
 
     def close(self) -> None:
-        os.close(self._queue)
+        super().close()
         os.close(self._news)
 
 
@@ -134,7 +133,7 @@ class Turns:
                 )
             except OSError as error:
                 raise LocalFault(f"cannot take turns in {self._folder}: {error.strerror}") from error
-            own.take()
+            own.enter()
             self._here, self._onward = own.number, next_one
             try:
                 yield
@@ -143,7 +142,7 @@ class Turns:
 
     def try_take(self) -> "Turn | None":
         """Our turn, which the caller ends; None when we would have to wait for it."""
-        if self._step_aside or not self._locks_for("decode", self._rotation().turns):
+        if self._step_aside or not self._locks_for("decode"):
             return None
         return Turn(self, held=True)
 
@@ -180,20 +179,23 @@ class Turns:
         """Whether somebody waits for our turn to end."""
         return not all(line.is_empty() for line in self._lines.values())
 
-    def _locks_for(self, kind: Kind, since: int) -> bool:
-        """Whether the turn is ours now, for work that waits since so many turns of decode steps had been."""
+    def _locks_for(self, kind: Kind, since: int | None = None) -> bool:
+        """Whether the turn is ours now, for work that waits since so many turns of decode steps had been; None = it has
+        come just now.
+        """
         if not _locks(self._turn, fcntl.LOCK_EX):
             return False
         rotation, now = self._rotation(), time.monotonic()
         if kind == "prefill":
             held_back = rotation.holds_prefill_back(not self._lines["decode"].is_empty(), now)
         else:
-            held_back = rotation.holds_decodes_back(self._here, since, now)
+            held_back = rotation.holds_decodes_back(self._here, rotation.turns if since is None else since, now)
         if held_back:
             fcntl.flock(self._turn, fcntl.LOCK_UN)
         return not held_back
 
     def _rotation(self) -> Rotation:
+        """As it stands, for the holder of the turn; anybody else may see what was just before."""
         packed = os.pread(self._turn, _PACKED.size, 0)
         return Rotation(*_PACKED.unpack(packed)) if len(packed) == _PACKED.size else Rotation()
 

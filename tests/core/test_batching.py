@@ -82,7 +82,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.prefilled.append(batch[0].count)
             together = sum(self.prefilled)
             assert together <= PREFILL_POSITIONS_MAX or len(self.prefilled) == 1 or waited.keys() == {"prefill"}, (
-                "more prefill steps in a row than are a chunk long, while others wait"
+                "more positions of prefill steps in a row than may be, while others wait"
             )
             self.decoded = False
         elif batch:
